@@ -1,0 +1,1 @@
+"""From raw records to intervals, verdicts and tables."""

@@ -1,0 +1,138 @@
+"""What the analysis of a run gives to tables, reports and scripts: plain frozen data, no methods that compute.
+
+Everything here is derived from the log when it is read (see :func:`bench.analysis.load`), never stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bench.store.schema import RunInfo
+
+
+class Verdict(StrEnum):
+    """What may be said of one implementation against another.
+
+    ``faster`` and ``slower``: the corrected interval of the ratio excludes 1. ``same``: it contains 1 and lies inside
+    the equivalence band. Everything else is ``inconclusive``.
+    """
+
+    FASTER = "faster"
+    SLOWER = "slower"
+    SAME = "same"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its interval, in the unit of the quantity it belongs to."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        """Half the interval's length, relative to the value."""
+        return (self.high - self.low) / 2 / self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """``impl`` against ``base`` on one workload, from paired rounds.
+
+    Attributes:
+        workload_id: the workload of both.
+        impl, base: the implementations; a ratio below 1 means that ``impl`` takes less time.
+        ratio: latency of ``impl`` over latency of ``base``; the interval is corrected over all comparisons of the run.
+        p_value: uncorrected, two-sided.
+        num_processes: independent processes behind it.
+        verdict: the plain word.
+        negligible: whether a ``faster`` or ``slower`` lies inside the equivalence band.
+        more_processes: for an inconclusive one, about how many more processes would decide; None where that cannot
+            be said.
+        same_semantics: False where one of the two is a baseline, or only one drops assignments: such pairs are
+            compared for information and never ranked.
+    """
+
+    workload_id: str
+    impl: str
+    base: str
+    ratio: Estimate
+    p_value: float
+    num_processes: int
+    verdict: Verdict
+    negligible: bool
+    more_processes: int | None
+    same_semantics: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    """The outcome of one workload among exact implementations of the same semantics.
+
+    Attributes:
+        workload_id: the workload.
+        impl: the one that is ``faster`` than each other, or None where there is no such one.
+        contenders: where there is no winner, those that nobody is faster than, fastest estimate first.
+        sentence: the same in plain words, for a report.
+    """
+
+    workload_id: str
+    impl: str | None
+    contenders: Sequence[str]
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The self-test of the run: identical code must not differ, a planted slowdown must be found.
+
+    Attributes:
+        passed: both held; where not, verdicts are withheld (all ``inconclusive``) and ``sentence`` says why.
+        twin: ratio of identical twins, with interval; None where no control was run.
+        slowed: ratio of the slowed twin to the base; the truth is ``1 + planted_slowdown``.
+        planted_slowdown: what was planted.
+        noise_floor: the smallest relative difference that this run could show, half the width of ``twin``.
+        sentence: the same in plain words.
+    """
+
+    passed: bool
+    twin: Estimate | None
+    slowed: Estimate | None
+    planted_slowdown: float | None
+    noise_floor: float | None
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything that is known of one run.
+
+    Attributes:
+        info: ``run.json``.
+        frame: tidy table, one row a case, with the columns of :data:`bench.analysis.frame.COLUMNS`.
+        comparisons: every pair of timed implementations on every workload.
+        winners: one a workload.
+        control: the self-test.
+        ceilings: measured peaks by ``(what, device, dtype, threads)``, operations or bytes per second.
+        warnings: sentences with evidence and a next step.
+        finished: whether the run went through to its end.
+        in_samples_fraction: share of the run's wall time that was spent inside samples; None while unfinished.
+    """
+
+    info: RunInfo
+    frame: pd.DataFrame
+    comparisons: Sequence[Comparison]
+    winners: Sequence[Winner]
+    control: Control
+    ceilings: dict[tuple[str, str, str, int], Estimate]
+    warnings: Sequence[str] = field(default_factory=tuple)
+    finished: bool = True
+    in_samples_fraction: float | None = None

@@ -1,0 +1,79 @@
+"""Cases: one implementation at one workload, with ids that stay the same between runs and machines.
+
+A :class:`Workload` is everything that all implementations share when they are compared: the layer, the tokens, the
+number format, the device. A :class:`Case` adds the implementation. Both are frozen and know their id, a hash of their
+fields, so a record can be matched to its case without trusting order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from impls.spec import LayerSpec
+
+DType = Literal["float32", "bfloat16", "float16"]
+Direction = Literal["forward", "train"]
+Cache = Literal["warm", "cold"]
+
+
+def stable_id(fields: Any) -> str:
+    """Twelve hexadecimal digits that depend on nothing but the JSON value of ``fields``."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Workload(BaseModel):
+    """What every implementation under comparison is given.
+
+    Attributes:
+        layer: the layer's specification.
+        num_tokens: tokens T in one call.
+        dtype: number format of weights and tokens.
+        device: ``cpu`` or ``cuda``, never ``auto``.
+        direction: ``forward`` (inference mode) or ``train`` (forward and backward, no optimiser).
+        routing: ``router`` (the layer's own choice), ``balanced``, ``zipf:S``, ``hot:P`` or ``trace:FILE``.
+        threads: intra-operator threads on the CPU.
+        cache: ``warm`` repeats on the same weights, ``cold`` makes sure that they are not in a cache.
+        seed: draws weights, tokens and routing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: LayerSpec
+    num_tokens: int = Field(ge=0)
+    dtype: DType = "float32"
+    device: str = "cpu"
+    direction: Direction = "forward"
+    routing: str = "router"
+    threads: int = Field(default=1, ge=1)
+    cache: Cache = "warm"
+    seed: int = 0
+
+    @cached_property
+    def id(self) -> str:
+        """Stable id of the workload."""
+        return stable_id(self.model_dump(mode="json"))
+
+
+class Case(BaseModel):
+    """One implementation at one workload.
+
+    Attributes:
+        impl: a registered name, or ``path/to/file.py:ClassName`` for somebody's own.
+        workload: what it is given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    impl: str
+    workload: Workload
+
+    @cached_property
+    def id(self) -> str:
+        """Stable id of the case."""
+        return stable_id(self.model_dump(mode="json"))

@@ -1,0 +1,1 @@
+"""Runs a sweep: the runner, its fork servers and the workers."""

@@ -1,0 +1,173 @@
+"""What the runner and its workers say to each other: one JSON object a line, both ways, over a socket.
+
+The runner sends one :class:`Job`. The worker answers with any number of :class:`Announce` (what it is about to run, so
+that its death is charged to the right case) and ends with one :class:`Answer`. A worker that closes the socket
+without an answer has crashed. A person can repeat a job by hand: ``python -P -m bench.run.worker < job.json``.
+
+Neither side trusts the other's length: a line longer than :data:`MAX_LINE_BYTES` is a fault of its sender.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from bench.cases import Case, Workload
+from bench.store.schema import Arm, Disturbance, Qualified, Status
+
+MAX_LINE_BYTES = 64 * 1024 * 1024
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class MaterialiseJob(_Message):
+    """Make a workload's weights, tokens, forced routing and output gradient once, as files under ``folder``."""
+
+    job: Literal["materialise"] = "materialise"
+    workload: Workload
+    folder: str
+
+
+class TruthJob(_Message):
+    """Compute the float64 truth of each semantics once, as files under ``folder`` (after MaterialiseJob).
+
+    Attributes:
+        max_flops: where the truth would cost more, tokens are sampled.
+    """
+
+    job: Literal["truth"] = "truth"
+    workload: Workload
+    folder: str
+    semantics: list[str]
+    max_flops: float
+
+
+class QualifyJob(_Message):
+    """Build one implementation, check it against the truth, and measure its memory and one rough time."""
+
+    job: Literal["qualify"] = "qualify"
+    case: Case
+    folder: str
+
+
+class TimeJob(_Message):
+    """Time cases of one workload in interleaved rounds, in one process.
+
+    Attributes:
+        time_budget_s: warm-up and rounds end when this is spent, after at least ``min_rounds``.
+        max_rounds: rounds end here at the latest.
+    """
+
+    job: Literal["time"] = "time"
+    cases: list[Case]
+    folder: str
+    order_seed: int
+    time_budget_s: float
+    min_rounds: int = 5
+    max_rounds: int = 10_000
+
+
+class ControlJob(_Message):
+    """The self-test: base, identical twin and slowed twin in interleaved rounds."""
+
+    job: Literal["control"] = "control"
+    device: str
+    threads: int
+    planted_slowdown: float
+    order_seed: int
+    time_budget_s: float
+
+
+class CeilingJob(_Message):
+    """Measure what the hardware can do at best."""
+
+    job: Literal["ceiling"] = "ceiling"
+    what: Literal["matmul", "memory", "cache"]
+    device: str
+    dtype: str
+    threads: int
+    time_budget_s: float
+
+
+class EnergyJob(_Message):
+    """A sustained loop over one case under the energy meter."""
+
+    job: Literal["energy"] = "energy"
+    case: Case
+    folder: str
+    window_s: float
+
+
+Job = Annotated[
+    MaterialiseJob | TruthJob | QualifyJob | TimeJob | ControlJob | CeilingJob | EnergyJob,
+    Field(discriminator="job"),
+]
+job_adapter: TypeAdapter[Job] = TypeAdapter(Job)
+
+
+class Announce(_Message):
+    """What the worker is about to run.
+
+    Attributes:
+        case_id: the case that a death from now on is charged to; empty for work of no case.
+        what: for a person: ``build``, ``warm-up``, ``rounds`` ...
+    """
+
+    kind: Literal["announce"] = "announce"
+    case_id: str = ""
+    what: str
+
+
+class Answer(_Message):
+    """The end of a job: exactly the fields that the job's kind fills.
+
+    Attributes:
+        status: ``ok``, or how the job failed.
+        reason: a sentence for the user where it failed.
+        case_id: which case it was that failed, for a TimeJob.
+        relative_error: QualifyJob, also when the result was wrong.
+        semantics, exact: QualifyJob, from the implementation's class.
+        qualified: QualifyJob.
+        arms: TimeJob (by case id) and ControlJob (``base``, ``twin``, ``slowed``).
+        disturbance: TimeJob.
+        per_s, working_set_bytes: CeilingJob.
+        energy: EnergyJob: the fields of an :class:`~bench.store.schema.EnergyRecord`, without its common ones.
+        materialised_bytes: MaterialiseJob: size of the files.
+    """
+
+    kind: Literal["answer"] = "answer"
+    status: Status = Status.OK
+    reason: str = ""
+    case_id: str = ""
+    relative_error: float | None = None
+    semantics: str = "moe"
+    exact: bool = True
+    qualified: Qualified | None = None
+    arms: dict[str, Arm] | None = None
+    disturbance: Disturbance = Disturbance()
+    per_s: list[float] | None = None
+    working_set_bytes: int | None = None
+    energy: EnergyReading | None = None
+    materialised_bytes: int | None = None
+
+
+class EnergyReading(_Message):
+    """What an energy meter read, or the reason why it read nothing. Fields as in ``EnergyRecord``."""
+
+    energy_j: float | None = None
+    energy_low_j: float | None = None
+    energy_high_j: float | None = None
+    calls: float | None = None
+    window_s: float | None = None
+    idle_power_w: float | None = None
+    meter: str = ""
+    reason: str = ""
+
+
+Answer.model_rebuild()
+
+WorkerMessage = Annotated[Announce | Answer, Field(discriminator="kind")]
+message_adapter: TypeAdapter[WorkerMessage] = TypeAdapter(WorkerMessage)

@@ -1,0 +1,335 @@
+"""The record schema: every line of ``measurements.jsonl`` is one of these, and so is ``run.json``.
+
+Values are SI units with the unit in the name. Raw samples are kept whole: medians and intervals are made when the log
+is read, never stored. What could not be measured is null and has its reason under the same name in ``gaps``.
+The models validate themselves: a case that is not ``ok`` cannot carry a time, and a null cannot lack its reason.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from bench.cases import Case
+
+SCHEMA_VERSION = 1
+
+
+class Status(StrEnum):
+    """How a case ended."""
+
+    OK = "ok"
+    WRONG_RESULT = "wrong_result"
+    UNSUPPORTED = "unsupported"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    ERROR = "error"
+
+
+class Record(BaseModel):
+    """What all records have in common.
+
+    Attributes:
+        environment_hash: hash of the environment that the record was made in (see ``RunInfo.environment``).
+        unix_time_s: when the record was written.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    environment_hash: str
+    unix_time_s: float
+
+
+class RoutingFacts(BaseModel):
+    """The routing that really happened in one call of a workload.
+
+    Attributes:
+        tokens_per_expert: assignments that each expert kept, length E.
+        dropped_fraction: share of the T*K assignments past their expert's capacity.
+        load_imbalance: fullest expert over the mean load, before dropping (1 is balanced).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens_per_expert: list[int]
+    dropped_fraction: float
+    load_imbalance: float
+
+
+class Qualified(BaseModel):
+    """What is known of a case once its result was found right, before it is timed.
+
+    Attributes:
+        relative_error: norm of the difference over norm of the truth, the worst of output and gradients.
+        worst_tensor: which tensor that was (``output``, ``input`` or a weight's name).
+        checked_tokens: tokens that the truth was computed for (fewer than T where it had to be sampled).
+        routing: the routing that happened; null for implementations that do not route.
+        flops: useful floating-point operations of one call, analytic.
+        moved_bytes: bytes that one call cannot avoid moving (weights in use, inputs, outputs), analytic.
+        weight_bytes: bytes of the canonical weights.
+        prepared_bytes: bytes that ``prepare()`` added to them.
+        prepare_s: time of building the layer from its weights, ``prepare()`` included.
+        first_call_s: time of the first call.
+        rough_latency_s: one rough time, for planning only, never shown as a result.
+        allocator_peak_bytes: peak of allocated bytes above what existed before the call (this is
+            ``peak_memory_bytes`` in tables).
+        os_peak_bytes: the operating system's (CPU) or the driver's (CUDA) peak above what existed before the call.
+        reserved_peak_bytes: CUDA's caching allocator's peak; null elsewhere.
+        analytic_peak_bytes: what any implementation must allocate: the output, and in ``train`` the gradients too.
+        path: which kernel path ran, in the implementation's words; empty where there is one only.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    relative_error: float
+    worst_tensor: str
+    checked_tokens: int
+    routing: RoutingFacts | None
+    flops: int
+    moved_bytes: int
+    weight_bytes: int
+    prepared_bytes: int
+    prepare_s: float
+    first_call_s: float
+    rough_latency_s: float
+    allocator_peak_bytes: int | None
+    os_peak_bytes: int | None
+    reserved_peak_bytes: int | None
+    analytic_peak_bytes: int
+    path: str = ""
+    gaps: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _nulls_have_reasons(self) -> Qualified:
+        missing = [name for name in MEASURED_AT_QUALIFICATION if getattr(self, name) is None and name not in self.gaps]
+        if missing:
+            raise ValueError(f"null without a reason in gaps: {', '.join(missing)}")
+        return self
+
+
+MEASURED_AT_QUALIFICATION = ("allocator_peak_bytes", "os_peak_bytes", "reserved_peak_bytes")
+
+
+class CaseRecord(Record):
+    """The outcome of qualifying a case, or of its death later on.
+
+    A later record for the same case replaces an earlier one: a case that qualified and then crashed while it was
+    timed has a second record with the status ``crashed``, and its samples no longer count.
+
+    Attributes:
+        case_id: ``case.id``, written out for readers of the raw file.
+        status: how it ended; only ``ok`` is timed.
+        reason: why not, in a sentence for the user; empty only for ``ok``.
+        semantics: what is computed: ``moe`` for implementations of the layer, else a baseline's label.
+        exact: False for implementations that do not compute the layer to rounding (quantised).
+        relative_error: also given for ``wrong_result``.
+    """
+
+    kind: Literal["case"] = "case"
+    case: Case
+    case_id: str
+    status: Status
+    reason: str = ""
+    semantics: str = "moe"
+    exact: bool = True
+    relative_error: float | None = None
+    qualified: Qualified | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CaseRecord:
+        if self.case_id != self.case.id:
+            raise ValueError(f"case_id {self.case_id} is not the id of the case, {self.case.id}")
+        if (self.status is Status.OK) != (self.qualified is not None):
+            raise ValueError(f"status {self.status} and measurements do not go together")
+        if (self.status is Status.OK) == bool(self.reason):
+            raise ValueError("every status but ok has a reason, and ok has none")
+        return self
+
+
+class Disturbance(BaseModel):
+    """What else happened on the machine while a process was timed; null where the system does not say.
+
+    Attributes:
+        steal_s: time that the hypervisor gave to others, summed over processors.
+        involuntary_switches: times that the process lost its processor.
+        load_1min: load average at the end.
+        cpu_pressure_s: time in which some task waited for a processor (Linux pressure stall information).
+        gpu: clocks, temperature and throttle counters before and after, by name; empty without a GPU.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steal_s: float | None = None
+    involuntary_switches: int | None = None
+    load_1min: float | None = None
+    cpu_pressure_s: float | None = None
+    gpu: dict[str, float] = Field(default_factory=dict)
+
+
+class Arm(BaseModel):
+    """The samples of one implementation in one process.
+
+    Attributes:
+        latency_s: one value a round, in round order: seconds of one call (the mean of ``inner_calls`` calls).
+        warmup_s: the samples before the steady state, in order.
+        inner_calls: calls in one sample.
+        steady: whether the warm-up ended because it was steady (not because its time was up).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    latency_s: list[float]
+    warmup_s: list[float]
+    inner_calls: int = 1
+    steady: bool = True
+
+
+class SamplesRecord(Record):
+    """All samples of one workload in one process: round ``i`` is entry ``i`` of every arm.
+
+    Attributes:
+        workload_id: the workload.
+        replicate: number of the fork server, hence of the independent replicate, from 0.
+        arms: case id -> its samples; all of the same length.
+        order_seed: seed of the random order within rounds.
+        wall_s: seconds from the request to the answer.
+        disturbance: what else happened meanwhile.
+    """
+
+    kind: Literal["samples"] = "samples"
+    workload_id: str
+    replicate: int = Field(ge=0)
+    arms: dict[str, Arm]
+    order_seed: int
+    wall_s: float
+    disturbance: Disturbance = Disturbance()
+
+    @model_validator(mode="after")
+    def _rounds_are_whole(self) -> SamplesRecord:
+        if len({len(arm.latency_s) for arm in self.arms.values()}) > 1:
+            raise ValueError("arms of one process have different numbers of rounds")
+        return self
+
+
+class ControlRecord(Record):
+    """The self-test in one process: a fixed piece of work against its identical twin and a slowed twin.
+
+    Attributes:
+        replicate: as in :class:`SamplesRecord`.
+        arms: ``base``, ``twin`` (identical code) and ``slowed`` (the same plus ``planted_slowdown`` of its time).
+        planted_slowdown: relative slowdown that was planted, for example 0.05.
+    """
+
+    kind: Literal["control"] = "control"
+    replicate: int = Field(ge=0)
+    arms: dict[Literal["base", "twin", "slowed"], Arm]
+    planted_slowdown: float
+    wall_s: float
+
+
+class CeilingRecord(Record):
+    """What the hardware can do at best, measured in one process.
+
+    Attributes:
+        what: ``matmul`` (floating-point operations per second of a large matrix product in ``dtype``), ``memory``
+            (bytes per second from main memory) or ``cache`` (bytes per second from the last-level cache).
+        per_s: one value a repetition.
+        working_set_bytes: size of what was read.
+    """
+
+    kind: Literal["ceiling"] = "ceiling"
+    what: Literal["matmul", "memory", "cache"]
+    device: str
+    dtype: str
+    threads: int
+    replicate: int = Field(ge=0)
+    per_s: list[float]
+    working_set_bytes: int
+
+
+class EnergyRecord(Record):
+    """Energy of a sustained loop over one case, or the reason why there is none.
+
+    Attributes:
+        energy_j: joules of the whole window, idle power included.
+        calls: calls in the window, the last one counted by the fraction inside.
+        window_s: length of the window.
+        energy_low_j, energy_high_j: interval from the meter's resolution and sampling.
+        idle_power_w: power of the idle device around the window.
+        meter: which meter it was.
+        reason: ``code: sentence`` where there is no value.
+    """
+
+    kind: Literal["energy"] = "energy"
+    case_id: str
+    energy_j: float | None = None
+    energy_low_j: float | None = None
+    energy_high_j: float | None = None
+    calls: float | None = None
+    window_s: float | None = None
+    idle_power_w: float | None = None
+    meter: str = ""
+    reason: str = ""
+
+    @model_validator(mode="after")
+    def _null_has_reason(self) -> EnergyRecord:
+        if (self.energy_j is None) == (not self.reason):
+            raise ValueError("energy is either a value or a reason")
+        return self
+
+
+class NoteRecord(Record):
+    """Something about the whole run that a reader must know: an interruption, an exhausted budget, the end.
+
+    Attributes:
+        event: ``started``, ``resumed``, ``interrupted``, ``budget_spent``, ``finished`` or ``warning``.
+        text: a sentence for the user.
+        wall_s: seconds since this process began the run.
+    """
+
+    kind: Literal["note"] = "note"
+    event: Literal["started", "resumed", "interrupted", "budget_spent", "finished", "warning"]
+    text: str = ""
+    wall_s: float = 0.0
+
+
+AnyRecord = Annotated[
+    CaseRecord | SamplesRecord | ControlRecord | CeilingRecord | EnergyRecord | NoteRecord,
+    Field(discriminator="kind"),
+]
+record_adapter: TypeAdapter[AnyRecord] = TypeAdapter(AnyRecord)
+
+
+class RunInfo(BaseModel):
+    """``run.json``: what was asked for, and where it ran.
+
+    Attributes:
+        schema_version: refused by readers when newer than their own.
+        run_id: name of the run's folder.
+        machine: readable key of the machine: its processor or GPU model and core count, never its host name.
+        created_unix_s: start of the run.
+        command: the exact command line.
+        source: name of the preset, or of the TOML file.
+        config: the configuration as given, after overrides.
+        seed: seed of the sweep.
+        git_commit: commit of moebench where it runs from a checkout, with ``-dirty`` where it was changed.
+        environment: see :mod:`bench.environment`.
+        environment_hash: hash of ``environment``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    machine: str
+    created_unix_s: float
+    command: list[str]
+    source: str
+    config: dict[str, Any]
+    seed: int
+    git_commit: str | None
+    environment: dict[str, Any]
+    environment_hash: str

@@ -1,0 +1,1 @@
+"""Mixture-of-Experts layer implementations behind one interface."""

@@ -1,0 +1,110 @@
+"""What one Mixture-of-Experts layer is: its sizes, router, capacity and activation.
+
+A :class:`LayerSpec` says everything that fixes the layer's *function* given its weights, and nothing about how it is
+computed. It is frozen, hashable and imports no torch, so that configuration and cases can be handled without it.
+
+Symbols used throughout: T tokens, D d_model, F d_ff of one expert, E experts, K top-k, C capacity of one expert.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+ACTIVATIONS = ("relu", "gelu", "silu", "swiglu", "geglu")
+GATED_ACTIVATIONS = frozenset({"swiglu", "geglu"})
+ROUTERS = ("softmax_topk",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """One Mixture-of-Experts layer, independent of any implementation.
+
+    Attributes:
+        d_model: width D of a token.
+        d_ff: hidden width F of one expert.
+        num_experts: number of routed experts, E.
+        top_k: experts that every token is sent to, K; above E it is `impossible`.
+        capacity_factor: an expert accepts at most ``ceil(capacity_factor * T * K / E)`` assignments, in GShard's
+            order (all first choices in token order, then all second choices, ...); None is dropless.
+        activation: one of :data:`ACTIVATIONS`; the gated ones hold two input projections.
+        router: one of :data:`ROUTERS`. ``softmax_topk`` is softmax over all experts, then the K largest.
+        norm_topk_prob: whether the K chosen probabilities are scaled to sum to one.
+        num_shared_experts: experts that see every token, computed as one feed-forward of width S * F.
+        router_bias: whether the router's logits have a bias.
+        expert_bias: whether the experts' projections have biases.
+
+    Raises:
+        ValueError: naming every field that is out of range, what was found and what is allowed.
+    """
+
+    d_model: int
+    d_ff: int
+    num_experts: int
+    top_k: int
+    capacity_factor: float | None = None
+    activation: str = "swiglu"
+    router: str = "softmax_topk"
+    norm_topk_prob: bool = True
+    num_shared_experts: int = 0
+    router_bias: bool = False
+    expert_bias: bool = False
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name} must be at least {least}, found {value}"
+            for name, least in (
+                ("d_model", 1),
+                ("d_ff", 1),
+                ("num_experts", 1),
+                ("top_k", 1),
+                ("num_shared_experts", 0),
+            )
+            if (value := getattr(self, name)) < least
+        ]
+        if self.capacity_factor is not None and not (math.isfinite(self.capacity_factor) and self.capacity_factor > 0):
+            faults.append(f"capacity_factor must be a positive number or None (dropless), found {self.capacity_factor}")
+        if self.activation not in ACTIVATIONS:
+            faults.append(f"activation must be one of {', '.join(ACTIVATIONS)}, found {self.activation!r}")
+        if self.router not in ROUTERS:
+            faults.append(f"router must be one of {', '.join(ROUTERS)}, found {self.router!r}")
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    @property
+    def impossible(self) -> str | None:
+        """Why no implementation can run this combination of otherwise valid sizes, or None.
+
+        A sweep over experts and top-k meets such combinations as a matter of course: they are rows with this reason,
+        not errors.
+        """
+        if self.top_k > self.num_experts:
+            return f"top_k ({self.top_k}) is above num_experts ({self.num_experts})"
+        return None
+
+    @property
+    def gated(self) -> bool:
+        """Whether an expert multiplies an activated gate with an up projection."""
+        return self.activation in GATED_ACTIVATIONS
+
+    @property
+    def shared_d_ff(self) -> int:
+        """Hidden width of the shared experts taken together; 0 where there are none."""
+        return self.num_shared_experts * self.d_ff
+
+    def capacity(self, num_tokens: int) -> int | None:
+        """Slots of one expert for ``num_tokens`` tokens, or None where nothing is dropped.
+
+        ``max(1, ceil(capacity_factor * T * K / E))`` in exact arithmetic on the factor's decimal notation, so that
+        1.1 means eleven tenths. Source: Lepikhin et al., GShard, 2020.
+        """
+        if self.capacity_factor is None:
+            return None
+        slots = Fraction(str(self.capacity_factor)) * num_tokens * self.top_k / self.num_experts
+        return max(1, math.ceil(slots))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        return asdict(self)
