@@ -2,7 +2,7 @@
 
 The runner sends one :class:`Job`. The worker answers with any number of :class:`Announce` (what it is about to run, so
 that its death is charged to the right case) and ends with one :class:`Answer`. A worker that closes the socket
-without an answer has crashed. A person can repeat a job by hand: ``python -P -m bench.run.worker < job.json``.
+without an answer has crashed. A person can repeat a job by hand: ``python -P -m bench.runner.worker < job.json``.
 
 Neither side trusts the other's length: a line longer than :data:`MAX_LINE_BYTES` is a fault of its sender.
 """
