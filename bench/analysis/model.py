@@ -59,6 +59,7 @@ class Comparison:
             be said.
         same_semantics: False where one of the two is a baseline, or only one drops assignments: such pairs are
             compared for information and never ranked.
+        reason: why it is inconclusive, in words; empty for the other verdicts.
     """
 
     workload_id: str
@@ -71,6 +72,7 @@ class Comparison:
     negligible: bool
     more_processes: int | None
     same_semantics: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
