@@ -50,6 +50,7 @@ class RoutingFacts(BaseModel):
         tokens_per_expert: assignments that each expert kept, length E.
         dropped_fraction: share of the T*K assignments past their expert's capacity.
         load_imbalance: fullest expert over the mean load, before dropping (1 is balanced).
+        note: what a reader must know of forced ids, for example that a trace was repeated; empty where nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,7 @@ class RoutingFacts(BaseModel):
     tokens_per_expert: list[int]
     dropped_fraction: float
     load_imbalance: float
+    note: str = ""
 
 
 class Qualified(BaseModel):
@@ -176,7 +178,9 @@ class Arm(BaseModel):
         latency_s: one value a round, in round order: seconds of one call (the mean of ``inner_calls`` calls).
         warmup_s: the samples before the steady state, in order.
         inner_calls: calls in one sample.
-        steady: whether the warm-up ended because it was steady (not because its time was up).
+        steady: whether a steady state was found (not merely a warm-up whose time was up).
+        host_s: median seconds that the host needed to issue one call on an asynchronous device; where this is above
+            the latency, the call is launch-bound. Null on the CPU, where the two are the same thing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -185,6 +189,7 @@ class Arm(BaseModel):
     warmup_s: list[float]
     inner_calls: int = 1
     steady: bool = True
+    host_s: float | None = None
 
 
 class SamplesRecord(Record):
