@@ -1,0 +1,124 @@
+"""Peak memory of one call, above what existed before it, as the allocator and as the system sees it.
+
+The two differ on purpose. The allocator's figure is exact to the byte and the same on every machine, but knows only
+tensors; the system's includes the scratch of libraries, in whole pages. Neither is polled: a poll misses the peak.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from bench.measure.device import Call, Device
+
+PROC_SELF = Path("/proc/self")
+
+
+@dataclass(frozen=True, slots=True)
+class PeakMemory:
+    """Peak bytes above what existed before the call; null with its reason under the same name in ``gaps``.
+
+    Attributes:
+        allocator_peak_bytes: tensors alive at the worst moment.
+        os_peak_bytes: resident memory of the process (CPU), or what the driver handed out (CUDA).
+        reserved_peak_bytes: what CUDA's caching allocator held on to, from an empty cache; null on the CPU.
+    """
+
+    allocator_peak_bytes: int | None
+    os_peak_bytes: int | None
+    reserved_peak_bytes: int | None
+    gaps: dict[str, str] = field(default_factory=dict)
+
+
+def measure_peak(call: Call, device: Device) -> PeakMemory:
+    """Peak memory of ``call()``, its result included.
+
+    The call is made three times on the CPU and twice on CUDA: first for what happens only once (lazily mapped weights,
+    library start-up), then once under each meter, so that neither meter sees the other.
+    """
+    call()
+    device.synchronize()
+    if device.torch_device.type == "cuda":
+        return _cuda_peak(call, device)
+    gaps = {"reserved_peak_bytes": "not_supported: only CUDA's allocator reserves memory"}
+    allocator_peak_bytes = cpu_allocator_peak_bytes(call)
+    os_peak_bytes, reason = _resident_peak_bytes(call)
+    if reason:
+        gaps["os_peak_bytes"] = reason
+    return PeakMemory(allocator_peak_bytes, os_peak_bytes, None, gaps)
+
+
+def cpu_allocator_peak_bytes(call: Call) -> int:
+    """Highest running sum of torch's CPU allocations and frees during one call, in bytes."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = call()
+    del result
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive_bytes = peak_bytes = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive_bytes += event.nbytes()
+        peak_bytes = max(peak_bytes, alive_bytes)
+    return peak_bytes
+
+
+def os_peak_gap(proc_self: Path = PROC_SELF) -> str:
+    """Why this system cannot tell the peak of resident memory, as ``code: sentence``; empty where it can."""
+    if sys.platform != "linux":
+        return "not_supported: the peak of resident memory can be reset on Linux only"
+    try:
+        (proc_self / "clear_refs").open("w").close()
+    except FileNotFoundError:
+        return "not_supported: this kernel has no /proc/self/clear_refs"
+    except OSError as error:
+        return f"no_permission: /proc/self/clear_refs: {error.strerror}"
+    return ""
+
+
+def _resident_peak_bytes(call: Call) -> tuple[int | None, str]:
+    """Growth of the resident set at its peak, or the reason why it is not known."""
+    if reason := os_peak_gap():
+        return None, reason
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc only: freed memory that the process still holds would hide the growth
+        libc.malloc_trim(0)
+    (PROC_SELF / "clear_refs").write_text("5")  # proc(5): resets VmHWM to the present resident set
+    before_bytes = _status_bytes("VmRSS")
+    result = call()
+    peak_bytes = _status_bytes("VmHWM")
+    del result
+    return max(0, peak_bytes - before_bytes), ""
+
+
+def _status_bytes(key: str) -> int:
+    for line in (PROC_SELF / "status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(f"/proc/self/status has no {key}")
+
+
+def _cuda_peak(call: Call, device: Device) -> PeakMemory:
+    where = device.torch_device
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(where)
+    allocated_bytes = torch.cuda.memory_allocated(where)
+    reserved_bytes = torch.cuda.memory_reserved(where)
+    free_bytes, _ = torch.cuda.mem_get_info(where)
+    result = call()
+    device.synchronize()
+    # The caching allocator gives nothing back by itself, so the driver's figure afterwards is its peak.
+    free_after_bytes, _ = torch.cuda.mem_get_info(where)
+    del result
+    return PeakMemory(
+        allocator_peak_bytes=torch.cuda.max_memory_allocated(where) - allocated_bytes,
+        os_peak_bytes=max(0, free_bytes - free_after_bytes),
+        reserved_peak_bytes=torch.cuda.max_memory_reserved(where) - reserved_bytes,
+    )
