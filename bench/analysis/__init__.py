@@ -1,1 +1,5 @@
 """From raw records to intervals, verdicts and tables."""
+
+from bench.analysis.loading import analyse, load
+
+__all__ = ["analyse", "load"]

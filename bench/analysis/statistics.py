@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from typing import Any, Protocol
 
@@ -156,8 +157,13 @@ def median_interval(units: Floats, level: float = 0.95) -> tuple[float, float, f
     units cannot reach 95 %: their whole range is returned.
     """
     ordered = np.sort(units)
-    rank = max(1, int(stats.binom.ppf((1 - level) / 2, ordered.size, 0.5)))
+    rank = _lower_rank(ordered.size, level)
     return float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[ordered.size - rank])
+
+
+@cache
+def _lower_rank(count: int, level: float) -> int:
+    return max(1, int(stats.binom.ppf((1 - level) / 2, count, 0.5)))
 
 
 def half_widths(records: Sequence[SamplesRecord]) -> dict[str, float]:

@@ -1,0 +1,235 @@
+"""The tidy table of a run: one row a case, SI units in the columns' names, an interval beside every time.
+
+A case that is not ``ok`` never carries a time. What an ``ok`` case lacks is empty and has its reason in ``gaps``, as
+``column: reason`` joined by semicolons; the reason of ``latency_s`` is also that of everything made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.analysis.model import Comparison, Winner
+from bench.analysis.roofline import Ceilings
+from bench.analysis.statistics import Floats, median_interval
+from bench.store.schema import CaseRecord, EnergyRecord, Qualified
+
+LAYER_COLUMNS = (
+    "num_experts",
+    "top_k",
+    "capacity_factor",
+    "d_model",
+    "d_ff",
+    "activation",
+    "router",
+    "norm_topk_prob",
+    "num_shared_experts",
+    "router_bias",
+    "expert_bias",
+)
+WORKLOAD_COLUMNS = ("num_tokens", "dtype", "device", "direction", "routing", "threads", "cache", "seed")
+COLUMNS = (
+    "case_id", "impl", "num_experts", "top_k", "capacity_factor", "num_tokens", "d_model", "d_ff",
+    "activation", "router", "routing", "dtype", "device", "direction", "status", "reason",
+    "latency_s", "latency_low_s", "latency_high_s", "tokens_per_s", "flops_per_s", "roofline_fraction",
+    "peak_memory_bytes", "weight_bytes", "energy_j_per_token", "power_w", "dropped_fraction", "load_imbalance",
+    "relative_error",
+    "workload_id", "semantics", "exact", "threads", "cache", "seed",
+    "norm_topk_prob", "num_shared_experts", "router_bias", "expert_bias",
+    "fastest_impl", "ratio", "ratio_low", "ratio_high", "verdict",
+    "prepare_s", "first_call_s", "os_peak_bytes", "reserved_peak_bytes", "analytic_peak_bytes", "prepared_bytes",
+    "flops", "moved_bytes", "worst_tensor", "checked_tokens",
+    "num_processes", "num_samples", "steady", "path", "gaps",
+)  # fmt: skip
+"""The columns, in the order of ``moebench show --csv``.
+
+``ratio`` is the latency over that of ``fastest_impl``, from paired rounds with the interval corrected over the run, and
+``verdict`` its plain word; empty for ``fastest_impl`` itself. ``fastest_impl`` is the winner of the workload or, where
+there is none, the exact implementation with the lowest estimate. ``capacity_factor`` is a number or the word ``none``.
+"""
+FROM_QUALIFIED = (
+    "relative_error",
+    "worst_tensor",
+    "checked_tokens",
+    "flops",
+    "moved_bytes",
+    "weight_bytes",
+    "prepared_bytes",
+    "prepare_s",
+    "first_call_s",
+    "os_peak_bytes",
+    "reserved_peak_bytes",
+    "analytic_peak_bytes",
+    "path",
+)
+NUMBERS = (
+    "latency_s", "latency_low_s", "latency_high_s", "tokens_per_s", "flops_per_s", "roofline_fraction",
+    "peak_memory_bytes", "weight_bytes", "energy_j_per_token", "power_w", "dropped_fraction", "load_imbalance",
+    "relative_error", "ratio", "ratio_low", "ratio_high", "prepare_s", "first_call_s", "os_peak_bytes",
+    "reserved_peak_bytes", "analytic_peak_bytes", "prepared_bytes", "flops", "moved_bytes", "checked_tokens",
+)  # fmt: skip
+"""Measured columns: floating point throughout, NaN where there is nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The samples of one case, summarised.
+
+    Attributes:
+        units: median latency in seconds, one number an independent replicate.
+        num_samples: samples in all processes, warm-up not counted.
+        num_runs: processes, of which ``num_unsteady`` never got steady in their warm-up.
+    """
+
+    units: Floats
+    num_samples: int
+    num_runs: int
+    num_unsteady: int
+
+    @property
+    def steady(self) -> bool:
+        """Whether most processes got steady."""
+        return 2 * self.num_unsteady < self.num_runs
+
+
+def build_frame(
+    cases: Mapping[str, CaseRecord],
+    timings: Mapping[str, Timing],
+    *,
+    energy: Mapping[str, EnergyRecord],
+    ceilings: Ceilings,
+    winners: Sequence[Winner],
+    sides: Mapping[tuple[str, str, str], Comparison],
+) -> pd.DataFrame:
+    """Make the table.
+
+    Args:
+        cases: the last record of each case, by case id.
+        timings: by case id, of cases that are ``ok``.
+        energy: by case id.
+        ceilings: of the run.
+        winners: of the run.
+        sides: comparisons by ``(workload_id, impl, base)``.
+    """
+    fastest = {winner.workload_id: winner.impl or next(iter(winner.contenders), "") for winner in winners}
+    rows = []
+    for record in sorted(cases.values(), key=_sort_key):
+        row = _described(record)
+        if record.qualified is not None:
+            gaps = dict(record.qualified.gaps)
+            row |= _qualified(record.qualified, gaps)
+            row |= _timed(record, record.qualified, timings.get(record.case_id), ceilings, gaps)
+            row |= _energy(record, energy.get(record.case_id), gaps)
+            row |= _ranked(record, fastest.get(row["workload_id"], ""), sides)
+            row["gaps"] = "; ".join(f"{column}: {reason}" for column, reason in gaps.items())
+        rows.append(row)
+    frame = pd.DataFrame.from_records(rows, columns=list(COLUMNS))
+    words = [name for name in ("fastest_impl", "verdict", "path", "gaps", "worst_tensor") if name in frame]
+    frame[words] = frame[words].fillna("")
+    counts = ["num_processes", "num_samples"]
+    return frame.astype(dict.fromkeys(NUMBERS, "float64") | dict.fromkeys(counts, "int64") | {"exact": "bool"})
+
+
+def _sort_key(record: CaseRecord) -> tuple[Any, ...]:
+    workload = record.case.workload
+    layer = workload.layer
+    capacity = np.inf if layer.capacity_factor is None else layer.capacity_factor
+    return (
+        workload.device, workload.dtype, workload.direction, layer.d_model, layer.d_ff, layer.num_experts, layer.top_k,
+        capacity, workload.num_tokens, workload.id, record.case.impl,
+    )  # fmt: skip
+
+
+def _described(record: CaseRecord) -> dict[str, Any]:
+    workload = record.case.workload
+    row: dict[str, Any] = {name: getattr(workload.layer, name) for name in LAYER_COLUMNS}
+    row |= {name: getattr(workload, name) for name in WORKLOAD_COLUMNS}
+    return row | {
+        "capacity_factor": "none" if workload.layer.capacity_factor is None else workload.layer.capacity_factor,
+        "case_id": record.case_id,
+        "workload_id": workload.id,
+        "impl": record.case.impl,
+        "status": record.status.value,
+        "reason": record.reason,
+        "semantics": record.semantics,
+        "exact": record.exact,
+        "relative_error": record.relative_error,
+        "num_processes": 0,
+        "num_samples": 0,
+    }
+
+
+def _qualified(qualified: Qualified, gaps: dict[str, str]) -> dict[str, Any]:
+    row = {name: getattr(qualified, name) for name in FROM_QUALIFIED}
+    row["peak_memory_bytes"] = qualified.allocator_peak_bytes
+    if "allocator_peak_bytes" in gaps:
+        gaps["peak_memory_bytes"] = gaps.pop("allocator_peak_bytes")
+    if qualified.routing is None:
+        gaps["dropped_fraction"] = gaps["load_imbalance"] = "this implementation does not route"
+    else:
+        row["dropped_fraction"] = qualified.routing.dropped_fraction
+        row["load_imbalance"] = qualified.routing.load_imbalance
+    return row
+
+
+def _timed(
+    record: CaseRecord, qualified: Qualified, timing: Timing | None, ceilings: Ceilings, gaps: dict[str, str]
+) -> dict[str, Any]:
+    if timing is None:
+        gaps["latency_s"] = "not timed: the run ended before its turn"
+        return {}
+    latency_s, low_s, high_s = median_interval(timing.units)
+    if timing.units.size < 6:
+        gaps["latency_low_s"] = "fewer than six processes: the interval is their range"
+    needed_s = ceilings.needed_s(record.case.workload, qualified.flops, qualified.moved_bytes)
+    fraction = None
+    if isinstance(needed_s, str):
+        gaps["roofline_fraction"] = needed_s
+    else:
+        fraction = needed_s / latency_s
+    return {
+        "latency_s": latency_s,
+        "latency_low_s": low_s,
+        "latency_high_s": high_s,
+        "tokens_per_s": record.case.workload.num_tokens / latency_s,
+        "flops_per_s": qualified.flops / latency_s,
+        "roofline_fraction": fraction,
+        "num_processes": timing.units.size,
+        "num_samples": timing.num_samples,
+        "steady": timing.steady,
+    }
+
+
+def _energy(record: CaseRecord, energy: EnergyRecord | None, gaps: dict[str, str]) -> dict[str, Any]:
+    if energy is None or energy.energy_j is None:
+        reason = "not measured in this run" if energy is None else energy.reason
+        gaps |= dict.fromkeys(("energy_j_per_token", "power_w"), reason)
+        return {}
+    row: dict[str, Any] = {}
+    if energy.window_s:
+        row["power_w"] = energy.energy_j / energy.window_s
+    else:
+        gaps["power_w"] = "the meter gave no window"
+    tokens = record.case.workload.num_tokens * (energy.calls or 0)
+    if tokens:
+        row["energy_j_per_token"] = energy.energy_j / tokens
+    else:
+        gaps |= {"energy_j_per_token": "no token passed in the meter's window"}
+    return row
+
+
+def _ranked(record: CaseRecord, fastest: str, sides: Mapping[tuple[str, str, str], Comparison]) -> dict[str, Any]:
+    side = sides.get((record.case.workload.id, record.case.impl, fastest))
+    if side is None:
+        return {"fastest_impl": fastest}
+    return {
+        "fastest_impl": fastest,
+        "ratio": side.ratio.value,
+        "ratio_low": side.ratio.low,
+        "ratio_high": side.ratio.high,
+        "verdict": side.verdict.value,
+    }

@@ -1,0 +1,139 @@
+"""What a reader of the numbers must know before believing them: the evidence, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
+
+import pandas as pd
+
+from bench.analysis.comparisons import MIN_PROCESSES
+from bench.analysis.frame import Timing
+from bench.analysis.model import Comparison, Control, Verdict
+from bench.store.schema import AnyRecord, NoteRecord, RunInfo, SamplesRecord
+
+MAX_STEAL = 0.02
+"""Share of a processor that may go to other tenants before it is worth a warning."""
+MAX_PRESSURE = 0.1
+"""Share of the time in which some task waited for a processor, likewise."""
+MAX_ROOFLINE = 1.05
+"""Ceilings and latencies are both measured; a few per cent above the ceiling is noise."""
+
+
+def collect_warnings(
+    info: RunInfo,
+    records: Sequence[AnyRecord],
+    *,
+    frame: pd.DataFrame,
+    timings: Mapping[str, Timing],
+    comparisons: Sequence[Comparison],
+    control: Control,
+    finished: bool,
+    faults: Sequence[str],
+) -> tuple[str, ...]:
+    """All warnings of a run, the gravest first."""
+    samples = [record for record in records if isinstance(record, SamplesRecord)]
+    notes = [record for record in records if isinstance(record, NoteRecord)]
+    found = list(faults)
+    if not control.passed:
+        found.append(control.sentence)
+    if not finished:
+        found.append(f"The run did not finish; `moebench run --resume {info.run_id}` goes on with it.")
+    found += [note.text for note in notes if note.event in ("warning", "budget_spent") and note.text]
+    found += _environments(info, records)
+    found += _table(info, frame)
+    found += _processes(timings)
+    found += _steadiness(frame, timings)
+    found += _disturbances(samples)
+    found += _undecided(comparisons)
+    return tuple(dict.fromkeys(found))
+
+
+def _environments(info: RunInfo, records: Iterable[AnyRecord]) -> Iterator[str]:
+    others = {record.environment_hash for record in records} - {info.environment_hash}
+    if others:
+        yield (
+            f"Parts of the run were made in {len(others)} other environment{'s' * (len(others) != 1)} (a package, a"
+            " driver or the machine changed before it was resumed); run again if the difference matters."
+        )
+
+
+def _table(info: RunInfo, frame: pd.DataFrame) -> Iterator[str]:
+    too_fast = frame[frame["roofline_fraction"] > MAX_ROOFLINE]
+    if len(too_fast):
+        worst = too_fast.nlargest(1, "roofline_fraction").iloc[0]
+        yield (
+            f"{_cases(len(too_fast))} faster than the measured ceilings allow (most: {worst['impl']},"
+            f" {worst['roofline_fraction']:.2f} of the limit). That is a fault of the ceiling or of the case, for"
+            ' example weights that stayed in a cache; measure with cache = "cold", or on a quieter machine.'
+        )
+    sampled = frame[frame["checked_tokens"] < frame["num_tokens"]]
+    if len(sampled):
+        yield (
+            f"{_cases(len(sampled))} checked against the truth on a sample of their tokens only (at least"
+            f" {int(sampled['checked_tokens'].min())}); a larger budget checks more."
+        )
+    cores = info.environment.get("num_cores")
+    above = frame[frame["threads"] > cores] if isinstance(cores, int) else frame[:0]
+    if len(above):
+        yield (
+            f"{_cases(len(above))} run with up to {above['threads'].max()} threads on {cores} cores: threads then wait"
+            " for each other; set threads to the number of cores."
+        )
+    untimed = frame[(frame["status"] == "ok") & frame["latency_s"].isna()]
+    if len(untimed):
+        yield f"{_cases(len(untimed))} right but not timed; resume the run, or give it a larger budget."
+
+
+def _processes(timings: Mapping[str, Timing]) -> Iterator[str]:
+    few = [timing.units.size for timing in timings.values() if timing.units.size < MIN_PROCESSES]
+    if few:
+        yield (
+            f"{_cases(len(few))} timed in only {min(few)} independent processes or a few more; verdicts need"
+            f" {MIN_PROCESSES}. Give a larger budget, or fewer cases."
+        )
+
+
+def _steadiness(frame: pd.DataFrame, timings: Mapping[str, Timing]) -> Iterator[str]:
+    restless = {case_id: timing for case_id, timing in timings.items() if not timing.steady}
+    if restless:
+        worst = max(sorted(restless), key=lambda case_id: restless[case_id].num_unsteady / restless[case_id].num_runs)
+        impl = frame.loc[frame["case_id"] == worst, "impl"].iloc[0]
+        yield (
+            f"{_cases(len(restless))} not steady when the warm-up ended in most of their processes (most: {impl}, in"
+            f" {restless[worst].num_unsteady} of {restless[worst].num_runs}); give a larger budget."
+        )
+
+
+def _disturbances(samples: Sequence[SamplesRecord]) -> Iterator[str]:
+    for name, limit, what in (
+        ("steal_s", MAX_STEAL, "The hypervisor gave processor time to others: {share:.0%} of a processor"),
+        ("cpu_pressure_s", MAX_PRESSURE, "Tasks waited for a processor in {share:.0%} of the time"),
+    ):
+        told = [
+            (seconds, record.wall_s) for record in samples if (seconds := getattr(record.disturbance, name)) is not None
+        ]
+        wall_s = sum(wall for _, wall in told)
+        share = sum(seconds for seconds, _ in told) / wall_s if wall_s > 0 else 0.0
+        if share > limit:
+            evidence = what.format(share=share)
+            yield f"{evidence} while samples were taken; close other programs, or use a quieter machine."
+
+
+def _undecided(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    open_ones = [
+        comparison
+        for comparison in comparisons
+        if comparison.same_semantics and comparison.verdict is Verdict.INCONCLUSIVE
+    ]
+    more = [comparison.more_processes for comparison in open_ones if comparison.more_processes is not None]
+    ranked = sum(comparison.same_semantics for comparison in comparisons)
+    if more:
+        yield (
+            f"{len(open_ones)} of {ranked} comparisons are inconclusive; about {int(median(more))} more processes would"
+            " decide half of them. Give a larger budget and more processes."
+        )
+
+
+def _cases(number: int) -> str:
+    return "1 case was" if number == 1 else f"{number} cases were"
