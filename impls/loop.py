@@ -1,0 +1,47 @@
+"""Expert by expert: sort the assignments, and give each expert its tokens in turn.
+
+Shapes: T tokens, D d_model, E experts, K top-k, N = T * K assignments, R rows (assignments that are kept).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from impls.ffn import feed_forward
+from impls.layer import MoELayer
+from impls.permute import combine_rows, gather_rows
+from impls.routing import Routing, sort_by_expert
+
+
+class Loop(MoELayer):
+    """A Python loop over experts that have tokens; waits for the device once, for their counts."""
+
+    def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """Gather by expert, one feed-forward an expert, combine."""
+        num_experts, top_k = self.spec.num_experts, self.spec.top_k
+        ids_N = routing.expert_ids.masked_fill(~routing.kept, num_experts).view(-1)
+        order_N, begins = sort_by_expert(ids_N, num_experts)
+        bounds = begins.tolist()
+        num_rows = bounds[-1]
+
+        row_N = torch.empty_like(order_N)
+        row_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
+        row_TK = row_N.clamp(max=num_rows).view_as(routing.expert_ids)  # the dropped ones come last
+        x_RD = gather_rows(x_TD, order_N[:num_rows] // top_k, row_TK)
+
+        # unbind, not w[e]: the gradient of every w[e] would be as large as all experts together.
+        weights = self.weights
+        in_E, down_E = weights.in_proj.unbind(0), weights.down_proj.unbind(0)
+        in_bias_E = [None] * num_experts if weights.in_bias is None else weights.in_bias.unbind(0)
+        down_bias_E = [None] * num_experts if weights.down_bias is None else weights.down_bias.unbind(0)
+        sizes = [end - begin for begin, end in pairwise(bounds)]
+        outputs = [
+            feed_forward(self.spec.activation, x, in_E[e], down_E[e], in_bias_E[e], down_bias_E[e])
+            for e, x in enumerate(torch.split(x_RD, sizes))
+            if sizes[e]
+        ]
+        y_RD = torch.cat(outputs) if outputs else x_RD
+        return combine_rows(y_RD, routing.weights, row_TK)
