@@ -7,12 +7,12 @@ each value is checked alone, and all faults are found in one pass; :mod:`bench.c
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
+from bench.environment import usable_cores
 from bench.faults import fault, nearest, unknown
 from bench.units import parse_duration
 from impls import registry
@@ -112,11 +112,6 @@ def _duration(value: object) -> object:
         except ValueError as error:
             raise fault(str(error)) from None
     return value
-
-
-def usable_cores() -> int:
-    """Processors that this process may run on: its affinity, not the machine's total."""
-    return len(os.sched_getaffinity(0))
 
 
 Size = Annotated[int, Field(strict=True, ge=1)]
