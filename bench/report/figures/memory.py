@@ -1,0 +1,98 @@
+"""Peak memory of a call beside what any implementation must hold, for a few workloads."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from bench.report.figures.canvas import Picture, finish, grid, headline, log_axis
+from bench.report.slices import evenly
+from bench.report.style import BYTE_UNITS, INK, MUTED, RC, scale_for
+from bench.report.view import View
+
+MAX_PANELS = 4
+_COLUMNS = ("peak_memory_bytes", "os_peak_bytes", "analytic_peak_bytes", "weight_bytes")
+
+
+def best_covered(view: View, rows: pd.DataFrame, limit: int) -> list[str]:
+    """Workloads to stand for the sweep: those where the most implementations have rows, evenly taken, in order."""
+    counts = rows.groupby("workload_id")["impl"].nunique()
+    if counts.empty:
+        return []
+    return evenly([w for w in view.workloads if counts.get(w, 0) == counts.max()], limit)
+
+
+def memory_picture(view: View, slug_prefix: str = "") -> Picture | None:
+    """Allocator's and system's peak of each implementation, with the weights and the analytic least beside them."""
+    rows = view.frame[view.frame["peak_memory_bytes"].fillna(0) > 0]
+    shown = best_covered(view, rows, MAX_PANELS)
+    if not shown:
+        return None
+    rows = rows[rows["workload_id"].isin(shown)]
+    size, unit = scale_for(rows["peak_memory_bytes"], BYTE_UNITS)
+    everything = [float(v) / size for name in _COLUMNS for v in rows[name].dropna() if v > 0]
+    impls = [impl for impl in view.looks if impl in set(rows["impl"])]
+    figure, panels = grid(len(shown), min(2, len(shown)), 0.75 + 0.27 * len(impls))
+    with mpl.rc_context(RC):
+        for i, (panel, workload_id) in enumerate(zip(panels, shown, strict=True)):
+            log_axis(panel, "x", everything, pad=1.1)
+            panel.set_title(view.workloads[workload_id], fontsize=9)
+            _draw(panel, view, rows[rows["workload_id"] == workload_id], impls, size)
+            if i >= len(panels) - 2:
+                panel.set_xlabel(f"{unit}  (further left is better)")
+        figure.legend(
+            handles=[
+                Line2D([], [], color=MUTED, marker="o", linewidth=2.4, label="allocator's peak"),
+                Line2D([], [], color=MUTED, marker="o", linewidth=0, markerfacecolor="none", label="system's peak"),
+                Line2D([], [], color=INK, marker="|", markersize=11, linewidth=0, label="least that any needs (analytic)"),
+                Line2D([], [], color=MUTED, marker="x", linewidth=0, label="weights, not in the peak"),
+            ],
+            loc="outside lower left",
+            ncols=4,
+            frameon=False,
+            labelcolor=MUTED,
+            fontsize=8,
+        )
+    title = "Peak memory of a call"
+    headline(figure, title, view.slice_words)
+    caption = (
+        "The filled mark is the peak of bytes that the call allocated beyond the weights, counted by the allocator; it "
+        "is exact and has no interval. The hollow one is the operating system's or driver's figure, which also sees "
+        "scratch memory of libraries. The upright line is the least that any implementation must allocate, and the "
+        "cross the weights themselves."
+    )
+    if len(shown) < len(view.workloads):
+        caption += f" {len(shown)} of {len(view.workloads)} workloads are drawn; the table has all."
+    return finish(figure, f"{slug_prefix}memory", title, caption)
+
+
+def _draw(panel: Axes, view: View, rows: pd.DataFrame, impls: list[str], size: float) -> None:
+    """One row an implementation: a bar from the panel's edge to the allocator's peak, and the three figures beside."""
+    by_impl = rows.drop_duplicates("impl").set_index("impl")
+    left = panel.get_xlim()[0]
+    for height, impl in enumerate(impls):
+        if impl not in by_impl.index:
+            continue
+        look = view.looks[impl]
+        peak, system, least, weights = (float(by_impl.loc[impl, name]) / size for name in _COLUMNS)  # type: ignore[arg-type] # a scalar: the index is unique
+        panel.hlines(height, left, peak, color=look.colour, linewidth=2.4, alpha=0.45, zorder=2)
+        panel.plot(
+            peak,
+            height,
+            marker=look.marker,
+            color=look.colour,
+            markersize=5.5,
+            markerfacecolor="#ffffff" if look.baseline else look.colour,
+            zorder=5,
+        )
+        if system > 0:
+            panel.plot(system, height, marker="o", color=look.colour, markersize=7, markerfacecolor="none", zorder=4)
+        if least > 0:
+            panel.plot(least, height, marker="|", color=INK, markersize=11, zorder=6)
+        panel.plot(weights, height, marker="x", color=MUTED, markersize=5, zorder=3)
+    panel.set_yticks(range(len(impls)), impls)
+    panel.set_ylim(len(impls) - 0.4, -0.6)
+    panel.grid(visible=False, axis="y")
+    panel.tick_params(axis="y", length=0)

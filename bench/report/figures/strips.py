@@ -1,0 +1,167 @@
+"""Every workload at a glance: one row an implementation, one mark a workload, the middle one marked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.analysis.model import Estimate
+from bench.report.figures.canvas import Picture, finish, grid, headline, log_axis
+from bench.report.slices import evenly
+from bench.report.style import ENERGY_UNITS, INK, MUTED, RC, scale_for
+from bench.report.view import View
+
+MAX_WORKLOADS = 60
+
+
+@dataclass(frozen=True)
+class _Mark:
+    impl: str
+    height: float
+    estimate: Estimate
+
+
+def ratio_picture(view: View, slug_prefix: str = "") -> Picture | None:
+    """How many times the fastest's time each implementation takes, on every workload."""
+
+    def ratio(workload_id: str, impl: str) -> Estimate | None:
+        fastest = view.fastest(workload_id)
+        if fastest is None:
+            return None
+        return Estimate(1.0, 1.0, 1.0) if impl == fastest else view.ratio(workload_id, impl, fastest)
+
+    marks = _marks(view, ratio)
+    if len({mark.impl for mark in marks}) < 2:
+        return None
+    figure, panel = _strip(view, marks)
+    with mpl.rc_context(RC):
+        log_axis(panel, "x", [bound for m in marks for bound in (m.estimate.low, m.estimate.high)], pad=1.02)
+        panel.axvline(1.0, color=INK, linewidth=1)
+        panel.set_xlabel("times the fastest's latency on the same workload  (further left is better)")
+    title = "Which implementation?"
+    headline(figure, title, _slice_words(view))
+    caption = (
+        "Each mark is one workload; the line through it is the interval from paired rounds. At 1 the implementation is "
+        "the fastest of those that compute the layer, at 2 it takes twice the time. The tall tick is the median. "
+        "Hollow grey marks are baselines: they compute something else, so they may stand left of 1 and never win."
+    )
+    return finish(figure, f"{slug_prefix}overview", title, caption)
+
+
+def roofline_picture(view: View, slug_prefix: str = "") -> Picture | None:
+    """The share of the measured ceilings that each implementation reaches, on every workload."""
+    marks = _column_marks(view, "roofline_fraction", 100.0)
+    if not marks:
+        return None
+    figure, panel = _strip(view, marks)
+    with mpl.rc_context(RC):
+        highest = max(mark.estimate.high for mark in marks)
+        panel.set_xlim(0, max(100.0, highest * 1.03))
+        if highest > 100:
+            panel.axvline(100, color=INK, linewidth=1)
+        panel.set_xlabel("% of the speed that this machine's measured ceilings allow  (further right is better)")
+    title = "How far from the hardware's limit"
+    headline(figure, title, _slice_words(view))
+    caption = (
+        "100 % would be a call as short as its useful operations and unavoidable bytes need at the ceilings measured "
+        "in this run. Each mark is one workload, with its interval; the tall tick is the median. "
+        "Hollow grey marks are baselines."
+    )
+    return finish(figure, f"{slug_prefix}roofline", title, caption)
+
+
+def energy_picture(view: View, slug_prefix: str = "") -> Picture | None:
+    """Energy of a token on every workload."""
+    size, unit = scale_for(view.frame["energy_j_per_token"].dropna(), ENERGY_UNITS)
+    marks = _column_marks(view, "energy_j_per_token", 1 / size)
+    if not marks:
+        return None
+    figure, panel = _strip(view, marks)
+    with mpl.rc_context(RC):
+        log_axis(panel, "x", [mark.estimate.value for mark in marks], pad=1.05)
+        panel.set_xlabel(f"{unit} a token  (further left is better)")
+    title = "Energy of a token"
+    headline(figure, title, _slice_words(view))
+    caption = "Each mark is one workload; the tall tick is the median. Hollow grey marks are baselines."
+    return finish(figure, f"{slug_prefix}energy", title, caption)
+
+
+def _slice_words(view: View) -> str:
+    total = len(view.workloads)
+    shown = min(total, MAX_WORKLOADS)
+    count = f"{total} workload{'s' * (total != 1)}" if shown == total else f"{shown} of {total} workloads, evenly taken"
+    return f"{count} · {view.slice_words}"
+
+
+def _column_marks(view: View, column: str, scale: float) -> list[_Mark]:
+    """Marks of a column that is inverse in the latency where it has no interval of its own."""
+    timed = view.frame[view.frame[column].notna()].set_index(["workload_id", "impl"]).sort_index()
+    values = {
+        key: (value * scale, latency / high, latency / low)
+        for key, value, latency, low, high in zip(
+            timed.index, timed[column], timed["latency_s"], timed["latency_low_s"], timed["latency_high_s"], strict=True
+        )
+    }
+
+    def estimate(workload_id: str, impl: str) -> Estimate | None:
+        if (found := values.get((workload_id, impl))) is None:
+            return None
+        value, shrink, grow = found
+        return Estimate(value, value * shrink, value * grow)
+
+    return _marks(view, estimate)
+
+
+def _marks(view: View, estimate: Callable[[str, str], Estimate | None]) -> list[_Mark]:
+    """The marks of at most :data:`MAX_WORKLOADS`, each workload at its own height within the rows."""
+    ids = evenly(list(view.workloads), MAX_WORKLOADS)
+    heights = np.linspace(-0.3, 0.3, len(ids)) if len(ids) > 1 else [0.0]
+    return [
+        _Mark(impl, float(height), found)
+        for impl in view.looks
+        for workload_id, height in zip(ids, heights, strict=True)
+        if (found := estimate(workload_id, impl)) is not None
+    ]
+
+
+def _strip(view: View, marks: list[_Mark]) -> tuple[Figure, Axes]:
+    """A row for each implementation with its marks and its median."""
+    impls = [impl for impl in view.looks if any(mark.impl == impl for mark in marks)]
+    figure, (panel,) = grid(1, 1, 0.75 + 0.42 * len(impls))
+    with mpl.rc_context(RC):
+        for row, impl in enumerate(impls):
+            look = view.looks[impl]
+            own = [mark for mark in marks if mark.impl == impl]
+            heights = [row + mark.height for mark in own]
+            panel.hlines(
+                heights,
+                [mark.estimate.low for mark in own],
+                [mark.estimate.high for mark in own],
+                color=look.colour,
+                linewidth=1.1,
+                zorder=3,
+            )
+            panel.scatter(
+                [mark.estimate.value for mark in own],
+                heights,
+                s=22 if len(own) < 30 else 13,
+                marker=look.marker,
+                facecolor="#ffffff" if look.baseline else look.colour,
+                edgecolor=look.colour,
+                linewidth=1,
+                zorder=4,
+            )
+            middle = float(np.median([mark.estimate.value for mark in own]))
+            panel.vlines([middle], row - 0.42, row + 0.42, color=look.colour, linewidth=2.6, alpha=0.55, zorder=2)
+        panel.set_yticks(range(len(impls)), impls)
+        panel.set_ylim(len(impls) - 0.4, -0.6)
+        panel.grid(visible=False, axis="y")
+        panel.tick_params(axis="y", length=0)
+        for label, impl in zip(panel.get_yticklabels(), impls, strict=True):
+            label.set_color(MUTED if view.looks[impl].baseline else INK)
+    return figure, panel

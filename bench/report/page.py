@@ -1,0 +1,212 @@
+"""The page: one offline HTML file made of sentences, pictures and tables, everything from data escaped."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import PurePath
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from bench.report import words
+from bench.report.figures.canvas import Picture
+from bench.report.figures.lines import LATENCY, THROUGHPUT, axis_picture
+from bench.report.figures.memory import memory_picture
+from bench.report.figures.routing import routing_picture
+from bench.report.figures.strips import energy_picture, ratio_picture, roofline_picture
+from bench.report.figures.tradeoff import tradeoff_picture
+from bench.report.slices import shown_axes
+from bench.report.tables import Cell, Column, failures, heat_table, row_table
+from bench.report.view import FIELD_WORDS, View, field_value, without_paths
+from bench.units import rate
+
+MAX_PAGE_BYTES = 1_450_000
+MAX_PICTURES_BYTES = 950_000
+_CONTENTS = (
+    ("verdicts", "Verdicts"),
+    ("speed", "Speed"),
+    ("memory-section", "Memory"),
+    ("limits", "Limits & energy"),
+    ("load", "Drops"),
+    ("gaps", "Failures"),
+    ("repeat", "Repeat"),
+)
+
+
+@dataclass(frozen=True)
+class AxisSection:
+    """Pictures against one axis, or the reason why there are none."""
+
+    id: str
+    words: str
+    reason: str
+    pictures: list[Picture]
+
+
+@dataclass
+class Pictures:
+    """All pictures of one run, by where they stand; `every` gives those that exist, most important first."""
+
+    overview: Picture | None
+    axes: list[AxisSection]
+    memory: Picture | None
+    tradeoff: Picture | None
+    roofline: Picture | None
+    energy: Picture | None
+    routing: Picture | None
+    every: list[Picture] = field(init=False)
+
+    def __post_init__(self) -> None:
+        latency = [p for axis in self.axes for p in axis.pictures[:1]]
+        throughput = [p for axis in self.axes for p in axis.pictures[1:]]
+        others = [self.overview, *latency, self.memory, self.tradeoff, self.roofline, self.energy, self.routing]
+        self.every = [picture for picture in (*others, *throughput) if picture is not None]
+
+
+def draw(view: View, prefix: str) -> Pictures:
+    """Draws every picture that has something to show."""
+    axes = []
+    for axis, reason in shown_axes(view.timed).items():
+        found = [] if reason else [axis_picture(view, quantity, axis, prefix) for quantity in (LATENCY, THROUGHPUT)]
+        axes.append(AxisSection(axis, FIELD_WORDS[axis], reason, [picture for picture in found if picture is not None]))
+    return Pictures(
+        overview=ratio_picture(view, prefix),
+        axes=axes,
+        memory=memory_picture(view, prefix),
+        tradeoff=tradeoff_picture(view, prefix),
+        roofline=roofline_picture(view, prefix),
+        energy=energy_picture(view, prefix),
+        routing=routing_picture(view, prefix),
+    )
+
+
+def render(views: Sequence[View], pictures: Sequence[Pictures], prefixes: Sequence[str]) -> str:
+    """The page's text, below :data:`MAX_PAGE_BYTES`: where it would be larger, it carries fewer rows."""
+    columns, rows = row_table(views)
+    page = _fill(views, pictures, prefixes, columns, rows)
+    while len(page.encode()) > MAX_PAGE_BYTES and rows:
+        rows = rows[: len(rows) // 2]
+        page = _fill(views, pictures, prefixes, columns, rows)
+    return page
+
+
+def _fill(
+    views: Sequence[View],
+    pictures: Sequence[Pictures],
+    prefixes: Sequence[str],
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[Cell]],
+) -> str:
+    environment = Environment(
+        loader=PackageLoader("bench.report", "assets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["safe_svg"] = Markup  # matplotlib escapes the text that it writes into an SVG
+    frame_impls = [impl for view in views for impl in view.looks]
+    return environment.get_template("index.html.j2").render(
+        title=f"{words.headline(views[0])} · moebench",
+        css=Markup(_style_sheet()),  # noqa: S704 - our own file
+        js=Markup(_asset("report.js")),  # noqa: S704 - our own file
+        contents=[(prefixes[0] + id_, text) for id_, text in _CONTENTS] + [("all-rows-section", "Every row")],
+        runs=[_run(*of_run) for of_run in zip(views, pictures, prefixes, strict=True)],
+        inlined=_inlined(pictures),
+        max_sentences=words.MAX_SENTENCES,
+        columns=columns,
+        rows=rows,
+        num_rows=sum(len(view.frame) for view in views),
+        impls=list(dict.fromkeys(frame_impls)),
+        statuses=sorted({str(status) for view in views for status in view.frame["status"]}),
+        version=importlib.metadata.version("moebench"),
+    )
+
+
+def _run(view: View, pictures: Pictures, prefix: str) -> dict[str, Any]:
+    """What the template says of one run."""
+    analysis, info = view.analysis, view.analysis.info
+    missing = words.gaps(view)
+    return {
+        "prefix": prefix,
+        "info": info,
+        "date": datetime.fromtimestamp(info.created_unix_s, UTC).strftime("%-d %B %Y"),
+        "headline": words.headline(view),
+        "lede": words.lede(view),
+        "tiles": words.tiles(view),
+        "sentences": words.sentences(view),
+        "finished": analysis.finished,
+        "control": analysis.control,
+        "control_sentence": without_paths(analysis.control.sentence),
+        "looks": view.looks,
+        "heat": heat_table(view),
+        "fixed": [(name.replace("_", " "), field_value(name, value)) for name, value in view.fixed.items()],
+        "warnings": [without_paths(warning) for warning in analysis.warnings],
+        "ceilings": [
+            (
+                {"matmul": "matrix product", "memory": "main memory", "cache": "last-level cache"}.get(what, what)
+                + f", {dtype}, {device}, {threads} thread{'s' * (threads != 1)}",
+                f"{rate(found.value, 'FLOP/s' if what == 'matmul' else 'B/s')}",
+            )
+            for (what, device, dtype, threads), found in sorted(analysis.ceilings.items())
+        ],
+        "energy_reasons": sorted({reason for column, reason, _ in missing if column == "energy_j_per_token"}),
+        "failures": failures(view),
+        "gaps": missing,
+        "command": _command(info.command),
+        "in_samples": analysis.in_samples_fraction and f"{analysis.in_samples_fraction:.0%}",
+        "environment": [(name, without_paths(value)) for name, value in _flat(info.environment)],
+        "config": without_paths(json.dumps(info.config, indent=2, ensure_ascii=False)),
+        **{
+            name: getattr(pictures, name)
+            for name in ("overview", "axes", "memory", "tradeoff", "roofline", "energy", "routing")
+        },
+    }
+
+
+def _command(command: Sequence[str]) -> str:
+    """The command line as typed, with the program's name for its path."""
+    if not command:
+        return "moebench run"
+    program = PurePath(command[0]).name
+    program = "moebench" if program in {"__main__.py", "cli.py"} else program
+    return shlex.join([program, *(without_paths(part) for part in command[1:])])
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Nested values as dotted names and texts, in order."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _flat(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        yield name, ", ".join(str(part) for part in value)
+    elif value not in (None, ""):
+        yield name, str(value)
+
+
+def _inlined(pictures: Sequence[Pictures]) -> set[str]:
+    """Slugs of the pictures inside the page: the most important of every run first, as far as there is room."""
+    room, result = MAX_PICTURES_BYTES, set()
+    for of_run in pictures:
+        for picture in of_run.every:
+            room -= len(picture.inline_svg.encode())
+            if room < 0:
+                return result
+            result.add(picture.slug)
+    return result
+
+
+def _asset(name: str) -> str:
+    return (files("bench.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _style_sheet() -> str:
+    """The style sheet; dark holds where the system asks for it or the reader chose it."""
+    dark = _asset("dark.css") + _asset("figures.css")
+    return (
+        f"{_asset('report.css')}@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{\n{dark}}} }}\n"
+        f":root[data-theme=dark] {{\n{dark}}}\n"
+    )

@@ -1,0 +1,67 @@
+"""Cuts a sweep into small multiples: which axes have something to show, and which slices to show them on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from bench.report.view import AXES, WORKLOAD_FIELDS
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows that differ in one axis and the implementation only.
+
+    Attributes:
+        fixed: the fields that tell this slice from the others.
+        rows: its rows.
+    """
+
+    fixed: dict[str, Any]
+    rows: pd.DataFrame
+
+
+def slices(frame: pd.DataFrame, axis: str) -> list[Slice]:
+    """Every slice along ``axis`` that has at least two values of it, in the order of the other fields."""
+    if frame.empty or frame[axis].nunique() < 2:
+        return []
+    others = [name for name in WORKLOAD_FIELDS if name != axis and frame[name].nunique(dropna=False) > 1]
+    if not others:
+        return [Slice({}, frame)]
+    return [
+        Slice(dict(zip(others, key, strict=True)), rows)
+        for key, rows in frame.groupby(others, sort=True, dropna=False)
+        if rows[axis].nunique() > 1
+    ]
+
+
+def pick(found: list[Slice], axis: str, limit: int) -> list[Slice]:
+    """At most ``limit`` slices: those with the most values of the axis, evenly spaced among equals, in order."""
+    if len(found) <= limit:
+        return found
+    most = max(piece.rows[axis].nunique() for piece in found)
+    full = [piece for piece in found if piece.rows[axis].nunique() == most]
+    return evenly(full, limit)
+
+
+def evenly(items: list[Any], limit: int) -> list[Any]:
+    """At most ``limit`` items, first and last included, evenly spaced."""
+    if len(items) <= limit:
+        return items
+    return [items[round(i * (len(items) - 1) / max(1, limit - 1))] for i in range(limit)]
+
+
+def shown_axes(frame: pd.DataFrame) -> dict[str, str]:
+    """Axis -> empty, or the reason why it has no picture, for the axes that every report speaks of or the sweep has."""
+    result: dict[str, str] = {}
+    for axis in AXES:
+        num_values = frame[axis].nunique()
+        if slices(frame, axis):
+            result[axis] = ""
+        elif num_values > 1:
+            result[axis] = "no two measured workloads differ in it alone"
+        elif axis in AXES[:3]:
+            result[axis] = "it has one value in this run" if num_values == 1 else "nothing was timed"
+    return result

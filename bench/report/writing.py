@@ -1,0 +1,60 @@
+"""Writes a report's folder: the page, every picture as PNG and SVG, and the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bench.analysis.model import Analysis
+from bench.errors import RequestError, ResultsError
+from bench.report.page import draw, render
+from bench.report.view import make_view, short_names, without_paths
+
+
+def write_report(analyses: Sequence[Analysis], out: Path) -> Path:
+    """Writes ``index.html``, ``data.csv``, and a ``.png`` and ``.svg`` for each picture into ``out``.
+
+    Several runs stand one after the other in the page and are never ranked against each other: they are samples of
+    a machine at different times. The files of the second run begin with ``run2-``, and so on.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RequestError: there is no run, or no case in any.
+        ResultsError: the folder cannot be written.
+    """
+    shown = [analysis for analysis in analyses if not analysis.frame.empty]
+    if not shown:
+        raise RequestError("a report needs a run with at least one case, found none: measure first with 'moebench run'")
+    views = [make_view(analysis) for analysis in shown]
+    prefixes = ["" if i == 0 else f"run{i + 1}-" for i in range(len(views))]
+    pictures = [draw(view, prefix) for view, prefix in zip(views, prefixes, strict=True)]
+    page = render(views, pictures, prefixes)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for picture in (picture for of_run in pictures for picture in of_run.every):
+            (out / f"{picture.slug}.svg").write_text(picture.svg, encoding="utf-8")
+            (out / f"{picture.slug}.png").write_bytes(picture.png)
+        _data(shown).to_csv(out / "data.csv", index=False)
+        index = out / "index.html"
+        index.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ResultsError(f"cannot write the report to {out}: {error.strerror or error}") from error
+    return index
+
+
+def _data(analyses: Sequence[Analysis]) -> pd.DataFrame:
+    """The rows of all runs with the columns of ``moebench show --csv``; several runs have a ``run_id`` in front."""
+    frames = []
+    for analysis in analyses:
+        frame = analysis.frame.copy()
+        frame["impl"] = frame["impl"].map(short_names(frame["impl"].unique()))
+        for name in ("reason", "gaps"):
+            frame[name] = [without_paths(text) if isinstance(text, str) else text for text in frame[name]]
+        if len(analyses) > 1:
+            frame.insert(0, "run_id", analysis.info.run_id)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
