@@ -10,10 +10,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from impls.ffn import feed_forward
+from impls.ffn import feed_forward, unbind_bias
 from impls.layer import MoELayer
 from impls.permute import combine_rows, gather_rows
-from impls.routing import Routing, sort_by_expert
+from impls.routing import Routing, invert, sort_by_expert
 
 
 class Loop(MoELayer):
@@ -27,16 +27,14 @@ class Loop(MoELayer):
         bounds = begins.tolist()
         num_rows = bounds[-1]
 
-        row_N = torch.empty_like(order_N)
-        row_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
-        row_TK = row_N.clamp(max=num_rows).view_as(routing.expert_ids)  # the dropped ones come last
+        row_TK = invert(order_N).clamp(max=num_rows).view_as(routing.expert_ids)  # the dropped ones come last
         x_RD = gather_rows(x_TD, order_N[:num_rows] // top_k, row_TK)
 
         # unbind, not w[e]: the gradient of every w[e] would be as large as all experts together.
         weights = self.weights
         in_E, down_E = weights.in_proj.unbind(0), weights.down_proj.unbind(0)
-        in_bias_E = [None] * num_experts if weights.in_bias is None else weights.in_bias.unbind(0)
-        down_bias_E = [None] * num_experts if weights.down_bias is None else weights.down_bias.unbind(0)
+        in_bias_E = unbind_bias(weights.in_bias, num_experts)
+        down_bias_E = unbind_bias(weights.down_bias, num_experts)
         sizes = [end - begin for begin, end in pairwise(bounds)]
         outputs = [
             feed_forward(self.spec.activation, x, in_E[e], down_E[e], in_bias_E[e], down_bias_E[e])

@@ -127,6 +127,11 @@ def sort_by_expert(ids_N: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     return order_N, torch.searchsorted(sorted_N, experts.to(narrow))
 
 
+def invert(order_N: Tensor) -> Tensor:
+    """The permutation that undoes ``order_N``."""
+    return torch.empty_like(order_N).index_copy_(0, order_N, torch.arange(order_N.numel(), device=order_N.device))
+
+
 def queue_places(ids_TK: Tensor, num_experts: int) -> Tensor:
     """Place (T, K) of every assignment in its expert's queue: all first choices in token order, then all second, ...
 
@@ -134,6 +139,17 @@ def queue_places(ids_TK: Tensor, num_experts: int) -> Tensor:
     """
     ids_N = ids_TK.t().reshape(-1)
     order_N, begins = sort_by_expert(ids_N, num_experts)
-    places_N = torch.empty_like(ids_N)
-    places_N[order_N] = torch.arange(ids_N.numel(), device=ids_N.device) - begins[ids_N[order_N]]
+    places_N = invert(order_N) - begins[ids_N]
     return places_N.view(ids_TK.shape[1], ids_TK.shape[0]).t()
+
+
+def expert_slots(routing: Routing) -> tuple[Tensor, int]:
+    """Slots (T, K) and how many slots an expert's buffer needs.
+
+    The capacity where there is one. Without, the fullest expert's count, which takes one wait for the device.
+    """
+    if routing.slots is not None:
+        assert routing.capacity is not None
+        return routing.slots, routing.capacity
+    slots_TK = queue_places(routing.expert_ids, routing.num_experts)
+    return slots_TK, int(slots_TK.max()) + 1 if slots_TK.numel() else 1
