@@ -123,10 +123,10 @@ class CpuDevice:
         timing = Timing((end_ns - start_ns) * 1e-9, None)
         return lambda: timing
 
-    def run(self, call: Call, meanwhile: Call) -> None:
-        """Run one call, then ask once: the host is the device."""
+    def issue(self, call: Call) -> Callable[[], bool]:
+        """Run one call; it is finished."""
         call()
-        meanwhile()
+        return lambda: True
 
     def idle(self, seconds: float) -> None:
         """Sleep."""

@@ -1,7 +1,6 @@
 """A CUDA device: events for time, a buffer of twice the L2 cache for cold samples, identity by UUID.
 
-Only documented torch calls. Nothing here synchronises except :meth:`CudaDevice.synchronize` and the end of
-:meth:`CudaDevice.run`.
+Only documented torch calls. Nothing here synchronises except :meth:`CudaDevice.synchronize`.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ import torch
 
 from bench.errors import RequestError
 from bench.measure.device import Call, Timing
-
-POLL_S = 0.001
 
 
 class CudaDevice:
@@ -73,19 +70,15 @@ class CudaDevice:
         host_s = time.perf_counter() - host_start_s
         return lambda: Timing(start.elapsed_time(end) * 1e-3, host_s)
 
-    def run(self, call: Call, meanwhile: Call) -> None:
-        """Queue one call, and ask ``meanwhile`` every millisecond until it is finished."""
+    def issue(self, call: Call) -> Callable[[], bool]:
+        """Queue one call and an event behind it."""
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
         call()
         done.record()
-        while not done.query():  # type: ignore[no-untyped-call]  # torch's own
-            meanwhile()
-            time.sleep(POLL_S)
-        meanwhile()
+        return done.query
 
     def idle(self, seconds: float) -> None:
-        """Finish what is queued, then sleep."""
-        self.synchronize()
+        """Sleep."""
         time.sleep(seconds)
 
     def identity(self) -> dict[str, str | int]:

@@ -9,11 +9,12 @@ GPU is right on the CPU.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from bench.errors import RequestError
+
+if TYPE_CHECKING:
+    import torch  # what is torch-free (the energy meters, the probe) stays so with this interface
 
 Call = Callable[[], object]
 
@@ -53,11 +54,11 @@ class Device(Protocol):
     def sample(self, call: Call, num_calls: int) -> Callable[[], Timing]:
         """Issue ``num_calls`` calls as one timed sample; read it after the next :meth:`synchronize`."""
 
-    def run(self, call: Call, meanwhile: Call) -> None:
-        """Run one call to its end, asking ``meanwhile()`` again and again where the host is free, else once after."""
+    def issue(self, call: Call) -> Callable[[], bool]:
+        """Issue one call and give back a function that tells whether the device has finished it."""
 
     def idle(self, seconds: float) -> None:
-        """Leave host and device alone for a while."""
+        """Leave the host alone for a while; the device goes on with what it has."""
 
     def identity(self) -> dict[str, str | int]:
         """Which device this is; on CUDA its ``uuid``, which no environment variable can shift to another card."""
@@ -74,6 +75,8 @@ def open_device(name: str, threads: int) -> Device:
         RequestError: there is no such device here.
     """
     # Imported here so that a process that measures the CPU never touches CUDA.
+    import torch
+
     if name == "cpu":
         from bench.measure.cpu import CpuDevice
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.measure.device import Call, Device
-
-PROC_SELF = Path("/proc/self")
+from bench.measure.proc import os_peak_gap, peak_resident_bytes, reset_peak, resident_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +65,6 @@ def cpu_allocator_peak_bytes(call: Call) -> int:
     return peak_bytes
 
 
-def os_peak_gap(proc_self: Path = PROC_SELF) -> str:
-    """Why this system cannot tell the peak of resident memory, as ``code: sentence``; empty where it can."""
-    if sys.platform != "linux":
-        return "not_supported: the peak of resident memory can be reset on Linux only"
-    try:
-        (proc_self / "clear_refs").open("w").close()
-    except FileNotFoundError:
-        return "not_supported: this kernel has no /proc/self/clear_refs"
-    except OSError as error:
-        return f"no_permission: /proc/self/clear_refs: {error.strerror}"
-    return ""
-
-
 def _resident_peak_bytes(call: Call) -> tuple[int | None, str]:
     """Growth of the resident set at its peak, or the reason why it is not known."""
     if reason := os_peak_gap():
@@ -89,19 +73,12 @@ def _resident_peak_bytes(call: Call) -> tuple[int | None, str]:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc only: freed memory that the process still holds would hide the growth
         libc.malloc_trim(0)
-    (PROC_SELF / "clear_refs").write_text("5")  # proc(5): resets VmHWM to the present resident set
-    before_bytes = _status_bytes("VmRSS")
+    reset_peak()
+    before_bytes = resident_bytes()
     result = call()
-    peak_bytes = _status_bytes("VmHWM")
+    peak_bytes = peak_resident_bytes()
     del result
     return max(0, peak_bytes - before_bytes), ""
-
-
-def _status_bytes(key: str) -> int:
-    for line in (PROC_SELF / "status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(f"/proc/self/status has no {key}")
 
 
 def _cuda_peak(call: Call, device: Device) -> PeakMemory:

@@ -14,7 +14,7 @@ def measure_energy(call: Call, device: Device, window_s: float) -> EnergyReading
     """
     try:
         if device.torch_device.type == "cuda":
-            from bench.measure.energy.nvml import measure_gpu
+            from bench.measure.energy.gpu import measure_gpu
 
             return measure_gpu(call, device, window_s)
         from bench.measure.energy.powercap import measure_cpu

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fake_device import AsynchronousDevice, VirtualDevice
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.measure.cpu import CpuDevice
+from bench.measure.latency import ArmError, is_steady, sample_rounds
+from bench.store.schema import Arm
+
+
+def silent(arm: str, what: str) -> None:
+    pass
+
+
+def sample(arms: dict[str, Callable[[], object]], device: Any, **changes: Any) -> dict[str, Arm]:
+    given: dict[str, Any] = {"order_seed": 0, "time_budget_s": 1.0, "min_rounds": 5, "max_rounds": 50}
+    return sample_rounds(arms, device, **{**given, "announce": silent, **changes})
+
+
+@pytest.fixture
+def asynchronous() -> Iterator[AsynchronousDevice]:
+    device = AsynchronousDevice()
+    yield device
+    device.close()
+
+
+def test_every_round_runs_every_arm_once_in_a_new_order() -> None:
+    device = VirtualDevice()
+    ran: list[str] = []
+
+    def arm(name: str) -> Callable[[], None]:
+        return lambda: (ran.append(name), device.spend(0.001))[0]
+
+    arms = {name: arm(name) for name in "abcd"}
+    result = sample(arms, device, time_budget_s=10.0, max_rounds=40)
+    rounds = [tuple(ran[-4 * (i + 1) : len(ran) - 4 * i]) for i in range(40)]
+    assert all(sorted(order) == list("abcd") for order in rounds)
+    assert len(set(rounds)) > 10
+    assert all(len(result[name].latency_s) == 40 for name in arms)
+    again: list[str] = []
+    repeated = {n: lambda n=n: (again.append(n), device.spend(0.001)) for n in "abcd"}
+    sample(repeated, device, time_budget_s=10.0, max_rounds=40)
+    assert again == ran, "the order depends on order_seed alone"
+
+
+def test_raw_samples_are_kept_in_round_order() -> None:
+    device = VirtualDevice()
+    draw = random.Random(1)
+    spent: list[float] = []
+
+    def call() -> None:
+        spent.append(0.001 * draw.choice([1, 1, 1, 1, 30]))
+        device.spend(spent[-1])
+
+    arm = sample({"a": call}, device)["a"]
+    assert [*arm.warmup_s, *arm.latency_s] == pytest.approx(spent)
+
+
+def test_short_calls_are_batched_and_long_ones_are_not() -> None:
+    device = VirtualDevice(min_sample_s=100e-6)
+    arms = {"short": lambda: device.spend(1.7e-6), "long": lambda: device.spend(0.002)}
+    result = sample(arms, device)
+    assert result["long"].inner_calls == 1
+    assert 100e-6 <= result["short"].inner_calls * 1.7e-6 <= 200e-6
+    assert result["short"].latency_s == pytest.approx([1.7e-6] * len(result["short"].latency_s), rel=1e-6)
+
+
+def test_cold_flushes_before_each_sample_outside_of_it_and_never_batches() -> None:
+    device = VirtualDevice()
+    num_calls = 0
+
+    def call() -> None:
+        nonlocal num_calls
+        num_calls += 1
+        device.spend(1e-6)
+
+    arm = sample({"a": call}, device, cold=True, time_budget_s=100.0)["a"]
+    assert arm.inner_calls == 1
+    assert device.num_flushes == num_calls
+    assert arm.latency_s == pytest.approx([1e-6] * len(arm.latency_s), rel=1e-4)
+
+
+def test_rounds_end_at_the_budget_but_not_before_min_rounds() -> None:
+    device = VirtualDevice()
+    result = sample({"a": lambda: device.spend(0.1)}, device, time_budget_s=10.0, max_rounds=10_000)
+    assert device.time_s == pytest.approx(10.0, abs=0.11)
+    assert len(result["a"].latency_s) > 70
+    slow = VirtualDevice()
+    assert len(sample({"a": lambda: slow.spend(100.0)}, slow, min_rounds=7)["a"].latency_s) == 7
+
+
+def test_warm_up_ramp_is_kept_out_of_the_samples() -> None:
+    device = VirtualDevice()
+    draw = random.Random(2)
+    num_calls = 0
+
+    def call() -> None:
+        nonlocal num_calls
+        num_calls += 1
+        ramp = max(0.0, 1 - num_calls / 60)  # twice as slow at first
+        device.spend(0.001 * (1 + ramp) * draw.lognormvariate(0, 0.01))
+
+    arm = sample({"a": call}, device, max_rounds=200)["a"]
+    assert arm.steady
+    assert len(arm.warmup_s) > 60
+    assert max(arm.latency_s) < 0.00105
+
+
+def test_an_arm_that_never_gets_steady_is_labelled() -> None:
+    device = VirtualDevice()
+    num_calls = 0
+
+    def call() -> None:
+        nonlocal num_calls
+        num_calls += 1
+        device.spend(0.001 * 1.02**num_calls)
+
+    arms = {"ramp": call, "flat": lambda: device.spend(0.001)}
+    result = sample(arms, device)
+    assert not result["ramp"].steady
+    assert result["flat"].steady
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10**6), noise=st.sampled_from([0.001, 0.05, 0.3]))
+def test_noise_without_a_trend_gets_steady(seed: int, noise: float) -> None:
+    device = VirtualDevice()
+    draw = random.Random(seed)
+    arm = sample({"a": lambda: device.spend(0.001 * draw.lognormvariate(0, noise))}, device)["a"]
+    assert arm.steady
+
+
+@given(start=st.floats(1e-6, 1.0), step=st.floats(0.03, 0.2), n=st.integers(16, 200))
+@settings(deadline=None)
+def test_a_steep_trend_is_never_steady(start: float, step: float, n: int) -> None:
+    rising = [start * (1 + step * i) for i in range(n)]
+    assert not is_steady(rising[:40])
+    assert not is_steady(rising[:40][::-1])
+
+
+def test_announced_before_first_calls_and_rounds_and_never_inside_a_sample() -> None:
+    device = VirtualDevice()
+    heard: list[tuple[str, str]] = []
+    calls: list[str] = []
+
+    def announce(arm: str, what: str) -> None:
+        assert not device.in_sample
+        if what == "first call":
+            assert arm not in calls
+        heard.append((arm, what))
+
+    def arm(name: str, seconds: float) -> Callable[[], None]:
+        return lambda: (calls.append(name), device.spend(seconds))[0]
+
+    sample({"quick": arm("quick", 0.001), "slow": arm("slow", 0.2)}, device, announce=announce, time_budget_s=20.0)
+    assert [entry for entry in heard if entry[1] != "rounds"] == [
+        ("quick", "first call"),
+        ("slow", "first call"),
+        ("quick", "warm-up"),
+        ("slow", "warm-up"),
+    ]
+    assert ("", "rounds") in heard
+    assert ("quick", "rounds") not in heard
+    assert heard.count(("slow", "rounds")) > 5
+
+
+def test_a_call_that_raises_names_its_arm() -> None:
+    device = VirtualDevice()
+
+    def fail() -> None:
+        raise MemoryError("no more")
+
+    with pytest.raises(ArmError, match="bad") as caught:
+        sample({"good": lambda: device.spend(0.001), "bad": fail}, device)
+    assert caught.value.arm == "bad"
+    assert isinstance(caught.value.__cause__, MemoryError)
+
+
+def test_garbage_collection_is_off_during_rounds_and_on_again_afterwards() -> None:
+    device = VirtualDevice()
+    enabled: list[bool] = []
+    sample({"a": lambda: (enabled.append(gc.isenabled()), device.spend(0.001))}, device)
+    assert not enabled[-1]
+    assert gc.isenabled()
+
+
+def test_no_arms() -> None:
+    assert sample({}, VirtualDevice()) == {}
+
+
+def test_asynchronous_calls_are_timed_on_the_device(asynchronous: AsynchronousDevice) -> None:
+    arms = {"a": asynchronous.kernel(2.344e-3), "b": asynchronous.kernel(5e-3)}
+    result = sample(arms, asynchronous, min_rounds=20, max_rounds=20)
+    assert statistics.median(result["a"].latency_s) == pytest.approx(2.344e-3, rel=0.02)
+    assert statistics.median(result["b"].latency_s) == pytest.approx(5e-3, rel=0.02)
+    assert result["a"].host_s is not None
+    unsynchronised = CpuDevice(1).sample(arms["a"], 1)().device_s
+    assert unsynchronised < 2.344e-3 / 10, "a clock that does not wait reads the time of queueing"
+
+
+def test_one_synchronisation_a_round(asynchronous: AsynchronousDevice) -> None:
+    arms = {name: asynchronous.kernel(1e-3) for name in "abc"}
+    before = asynchronous.num_synchronisations
+    result = sample(arms, asynchronous, min_rounds=10, max_rounds=10)
+    rounds_of_all = 10 + len(result["a"].warmup_s) - 4  # first call and three pilots are alone
+    assert asynchronous.num_synchronisations - before == rounds_of_all + 3 * 4
+
+
+def test_a_known_time_is_read_within_a_microsecond_or_half_a_percent() -> None:
+    def spin(seconds: float) -> Callable[[], None]:
+        nanoseconds = int(seconds * 1e9)
+
+        def run() -> None:
+            end_ns = time.perf_counter_ns() + nanoseconds
+            while time.perf_counter_ns() < end_ns:
+                pass
+
+        return run
+
+    truth = {"50us": 50e-6, "1ms": 1e-3, "4ms": 4e-3}
+    result = sample({name: spin(s) for name, s in truth.items()}, CpuDevice(1), max_rounds=100)
+    for name, seconds in truth.items():
+        # The lower quartile: a busy machine makes spins longer, and nothing makes them shorter.
+        seen_s = statistics.quantiles(result[name].latency_s, n=4)[0]
+        assert abs(seen_s - seconds) <= max(1e-6, 0.005 * seconds)
