@@ -128,8 +128,6 @@ def build_frame(
             row["gaps"] = "; ".join(f"{column}: {reason}" for column, reason in gaps.items())
         rows.append(row)
     frame = pd.DataFrame.from_records(rows, columns=list(COLUMNS))
-    words = [name for name in ("fastest_impl", "verdict", "path", "gaps", "worst_tensor") if name in frame]
-    frame[words] = frame[words].fillna("")
     counts = ["num_processes", "num_samples"]
     return frame.astype(dict.fromkeys(NUMBERS, "float64") | dict.fromkeys(counts, "int64") | {"exact": "bool"})
 
@@ -160,6 +158,7 @@ def _described(record: CaseRecord) -> dict[str, Any]:
         "relative_error": record.relative_error,
         "num_processes": 0,
         "num_samples": 0,
+        **dict.fromkeys(("fastest_impl", "verdict", "worst_tensor", "path", "gaps"), ""),
     }
 
 

@@ -73,7 +73,8 @@ def _table(info: RunInfo, frame: pd.DataFrame) -> Iterator[str]:
             f"{_cases(len(sampled))} checked against the truth on a sample of their tokens only (at least"
             f" {int(sampled['checked_tokens'].min())}); a larger budget checks more."
         )
-    cores = info.environment.get("num_cores")
+    cpu = info.environment.get("cpu")
+    cores = cpu.get("usable_cores") if isinstance(cpu, dict) else None
     above = frame[frame["threads"] > cores] if isinstance(cores, int) else frame[:0]
     if len(above):
         yield (

@@ -43,7 +43,7 @@ def _decide(
     for impl in ranked:
         others = [other for other in ranked if other != impl]
         if all(faster(impl, other) for other in others):
-            return Winner(workload_id, impl, (impl,), _won([sides[workload_id, impl, other] for other in others]))
+            return Winner(workload_id, impl, (), _won([sides[workload_id, impl, other] for other in others]))
     contenders = tuple(impl for impl in ranked if not any(faster(other, impl) for other in ranked))
     first = contenders[0] if contenders else ranked[0]
     open_with = [other for other in ranked if other != first and not faster(first, other)]
