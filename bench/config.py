@@ -106,7 +106,7 @@ def parse_sweep(document: Mapping[str, Any], *, source: str, overrides: Mapping[
     except ValidationError as error:
         faults += sentences(error, Document)
     if faults or checked is None:
-        raise ConfigError(source, faults)
+        raise ConfigError(f"{source} with the given overrides" if overrides else source, faults)
 
     devices = [_usable_device(name) for name in checked.workload.device]
     given["workload"] |= {"device": _written(devices), "threads": _written(checked.workload.threads)}

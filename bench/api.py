@@ -1,0 +1,70 @@
+"""The Python interface: what the command line does, for notebooks and scripts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.config import load_sweep, parse_sweep
+from bench.runner.progress import Progress, Silent
+from bench.runs import LATEST, run_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def run(
+    source: str | Path | Mapping[str, Any],
+    overrides: Mapping[str, object] | None = None,
+    *,
+    results: str | Path = "results",
+    progress: Progress | None = None,
+) -> Path:
+    """Measure a sweep and give the run's folder.
+
+    Args:
+        source: a preset's name, a TOML file, or a document as the TOML would give it.
+        overrides: ``{"layer.num_experts": [8, 64]}``: the values to use instead of the source's.
+        results: folder in which runs are kept.
+        progress: who is told how far it is; nobody by default.
+
+    Raises:
+        MoebenchError: what was asked cannot be honoured; see :mod:`bench.errors`.
+    """
+    from bench.runner.sweep import run_sweep
+
+    if isinstance(source, Mapping):
+        sweep = parse_sweep(source, source="a document", overrides=overrides)
+    else:
+        sweep = load_sweep(source, overrides)
+    return run_sweep(sweep, results=Path(results), command=list(sys.argv), progress=progress or Silent()).folder
+
+
+def load(run: str | Path = LATEST, *, results: str | Path = "results") -> pd.DataFrame:
+    """The tidy table of a run: one row a case, columns as ``moebench show --csv``.
+
+    Args:
+        run: its folder, its id under ``results``, or ``latest``.
+        results: folder in which runs are kept.
+
+    Raises:
+        ResultsError: there is no such run, or it cannot be read.
+    """
+    from bench.analysis import load as analyse
+
+    return analyse(run_folder(str(run), Path(results))).frame
+
+
+def write_report(*runs: str | Path, out: str | Path, results: str | Path = "results") -> Path:
+    """Write the report of one or more runs into the folder ``out`` and give the path of its page.
+
+    Raises:
+        ResultsError: there is no such run, or it cannot be read.
+    """
+    from bench.analysis import load as analyse
+    from bench.report import write_report as write
+
+    folders = [run_folder(str(run), Path(results)) for run in runs or (LATEST,)]
+    return write([analyse(folder) for folder in folders], Path(out))

@@ -1,0 +1,192 @@
+"""The command line. Data goes to stdout, talk to stderr; what each command needs is imported when it runs.
+
+So ``moebench --help`` and ``moebench list`` answer without loading torch, pandas or a plotting library.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
+
+from bench.errors import Exit, MoebenchError, RequestError
+
+app = App(
+    name="moebench",
+    help="Measure Mixture-of-Experts layer implementations against each other, honestly, and plot the result.",
+    version=lambda: f"moebench {version('moebench')}",
+    default_parameter=Parameter(negative=(), show_default=False),
+)
+RESULTS = Path("results")
+AXES = Group("Overrides (a comma makes an axis)", sort_key=2)
+Axis = Annotated[str | None, Parameter(group=AXES)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (the process's own by default) and give its exit code."""
+    try:
+        result = app(
+            sys.argv[1:] if arguments is None else list(arguments),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+        sys.stdout.flush()
+    except MoebenchError as error:
+        return _fail(str(error), error.exit_code)
+    except UnusedCliTokensError as error:
+        return _fail(f"too many arguments: {' '.join(error.unused_tokens or [])}", Exit.CANNOT)
+    except CycloptsError as error:
+        return _fail(f"{str(error).strip()} (moebench --help shows what there is)", Exit.CANNOT)
+    except KeyboardInterrupt:
+        return _fail("interrupted", Exit.INTERRUPTED)
+    except BrokenPipeError:
+        # the reader of our output has had enough; what Python flushes at its end must go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
+    return result if isinstance(result, int) else Exit.OK
+
+
+def _fail(message: str, code: Exit) -> Exit:
+    print(f"moebench: {message}", file=sys.stderr)
+    return code
+
+
+@app.command
+def run(
+    source: str | None = None,
+    /,
+    *,
+    impl: Axis = None,
+    tokens: Axis = None,
+    dtype: Axis = None,
+    device: Axis = None,
+    direction: Axis = None,
+    threads: Axis = None,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", group=AXES)] = (),
+    budget: str | None = None,
+    seed: str | None = None,
+    results: Path = RESULTS,
+    resume: str | None = None,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Measure a sweep. The last line on stdout is the run's folder.
+
+    Args:
+        source: A preset (`moebench list presets`) or a TOML file; `quick` by default.
+        impl: Implementations: names, `all`, or path/to/file.py:ClassName.
+        tokens: Tokens in one call.
+        dtype: float32, bfloat16, float16, or fp32, bf16, fp16.
+        device: auto, cpu or cuda.
+        direction: forward or train.
+        threads: Threads of one operation on the CPU.
+        set_: TABLE.KEY=VALUE[,VALUE] for any key of the sweep, as in layer.num_experts=8,64.
+        budget: Time for the whole run, as in 90s, 5m or 1h.
+        seed: Draws weights, tokens, routing and order.
+        results: Folder in which runs are kept; results by default.
+        resume: Go on with this run: its id, its folder, or `latest`.
+        dry_run: List the cases and the estimated time, and measure nothing.
+        quiet: Show no progress and no summary.
+    """
+    from bench.commands import run_command
+    from bench.overrides import overrides
+
+    shortcuts = {
+        "impl": impl,
+        "tokens": tokens,
+        "dtype": dtype,
+        "device": device,
+        "direction": direction,
+        "threads": threads,
+        "seed": seed,
+        "budget": budget,
+    }
+    return run_command(source, overrides(set_, shortcuts), results=results, resume=resume, dry_run=dry_run, quiet=quiet)
+
+
+@app.command
+def show(
+    run: str = "latest",
+    /,
+    *,
+    csv: bool = False,
+    json: bool = False,
+    markdown: bool = False,
+    results: Path = RESULTS,
+) -> int:
+    """Print a run's table, one row a case.
+
+    Args:
+        run: A run's id, its folder, or `latest`.
+        csv: Every column, SI units, comma-separated.
+        json: Every column, SI units, one object a row.
+        markdown: The short table for a pull request.
+        results: Folder in which runs are kept; results by default.
+    """
+    from bench.commands import show_command
+
+    if csv + json + markdown > 1:
+        raise RequestError("show prints one format at a time: --csv, --json or --markdown")
+    return show_command(
+        run, results=results, style="csv" if csv else "json" if json else "markdown" if markdown else ""
+    )
+
+
+@app.command
+def report(
+    *runs: str,
+    out: Path | None = None,
+    results: Path = RESULTS,
+) -> int:
+    """Write an HTML report with its pictures and data; prints the path of the page.
+
+    Args:
+        runs: Runs' ids, folders, or `latest` (the default).
+        out: Folder to write; reports/<run id> by default.
+        results: Folder in which runs are kept; results by default.
+    """
+    from bench.commands import report_command
+
+    return report_command(runs or ("latest",), results=results, out=out)
+
+
+@app.command(name="list")
+def list_(
+    what: Literal["impls", "presets", "runs"] | None = None,
+    /,
+    *,
+    json: bool = False,
+    results: Path = RESULTS,
+) -> int:
+    """List implementations, presets or runs; all three by default.
+
+    Args:
+        what: Which of them.
+        json: Print JSON, one object an entry.
+        results: Folder in which runs are kept; results by default.
+    """
+    from bench.listing import list_command
+
+    return list_command(what, results=results, as_json=json)
+
+
+@app.command
+def doctor(*, json: bool = False) -> int:
+    """Say what this machine can measure, and what would disturb it.
+
+    Args:
+        json: Print JSON.
+    """
+    from bench.doctor import doctor_command
+
+    return doctor_command(as_json=json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""What ``moebench run``, ``show`` and ``report`` do once their options are read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import units
+from bench.config import Sweep, load_sweep, parse_sweep
+from bench.errors import Exit, RequestError
+from bench.estimate import estimate
+from bench.runs import run_folder
+from bench.store.log import read_info
+from bench.store.schema import Status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_PRESET = "quick"
+RESUME_TAKES = "measure.budget"
+
+
+def run_command(
+    source: str | None,
+    overrides: Mapping[str, object],
+    *,
+    results: Path,
+    resume: str | None,
+    dry_run: bool,
+    quiet: bool,
+) -> int:
+    """Measure a sweep, or list it; gives the exit code."""
+    from bench.console import make_progress, print_summary, talk
+
+    folder = None if resume is None else run_folder(resume, results)
+    sweep = load_sweep(source or DEFAULT_PRESET, overrides) if folder is None else _resumed(folder, source, overrides)
+    if dry_run:
+        return _list_cases(sweep)
+
+    from bench.runner.sweep import run_sweep
+
+    progress = make_progress(quiet)
+    try:
+        outcome = run_sweep(
+            sweep, results=results, command=["moebench", *sys.argv[1:]], progress=progress, resume=folder
+        )
+    finally:
+        progress.stop()
+    if not quiet:
+        from bench.analysis import load
+
+        print_summary(talk(), load(outcome.folder))
+    print(outcome.folder)
+    return exit_code(outcome.statuses)
+
+
+def exit_code(statuses: Counter[Status]) -> Exit:
+    """The exit code of a run whose rows ended like this; wrong numbers weigh more than rows that failed."""
+    if statuses[Status.WRONG_RESULT]:
+        return Exit.WRONG_NUMERICS
+    if any(count for status, count in statuses.items() if status not in (Status.OK, Status.UNSUPPORTED)):
+        return Exit.FAILED
+    return Exit.OK
+
+
+def show_command(run: str, *, results: Path, style: str) -> int:
+    """Print a run's table on stdout, as ``csv``, ``json``, ``markdown``, or for people."""
+    from bench.analysis import load
+    from bench.console import data, print_table, talk
+    from bench.table import markdown, short_table
+
+    analysis = load(run_folder(run, results))
+    if style == "csv":
+        analysis.frame.to_csv(sys.stdout, index=False)
+    elif style == "json":
+        print(json.dumps(rows(analysis.frame), indent=1))
+    elif style == "markdown":
+        print(markdown(short_table(analysis)))
+    else:
+        print_table(data(), short_table(analysis), title=f"{analysis.info.run_id} on {analysis.info.machine}")
+    for warning in analysis.warnings:
+        talk().print(f"Warning: {warning}", markup=False)
+    return Exit.OK
+
+
+def rows(frame: pd.DataFrame) -> list[dict[str, object]]:
+    """The frame as plain values, null where a cell is empty; numbers keep every digit."""
+    plain = frame.astype(object).where(frame.notna(), None)
+    return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
+
+
+def report_command(runs: Sequence[str], *, results: Path, out: Path | None) -> int:
+    """Write a report and print the path of its page."""
+    folders = [run_folder(run, results) for run in runs]
+
+    from bench.analysis import load
+    from bench.report import write_report
+
+    analyses = [load(folder) for folder in folders]
+    print(write_report(analyses, out or Path("reports") / analyses[0].info.run_id))
+    return Exit.OK
+
+
+def _resumed(folder: Path, source: str | None, overrides: Mapping[str, object]) -> Sweep:
+    """The sweep that a run was asked for, from its own record."""
+    refused = [name for name in overrides if name != RESUME_TAKES]
+    if source is not None or refused:
+        what = " and ".join(filter(None, [source, *refused]))
+        raise RequestError(
+            f"--resume goes on with what {folder.name} was asked for: only --budget may change, not {what}"
+        )
+    info = read_info(folder)
+    return parse_sweep(info.config, source=info.source, overrides=overrides)
+
+
+def _list_cases(sweep: Sweep) -> int:
+    """Print the cases as a table on stdout, and the estimated time on stderr."""
+    from bench.console import data, print_table, talk
+    from bench.table import sweep_table
+
+    table = sweep_table(sweep.cases)
+    print_table(data(), table, title=f"{sweep.source}: {_count(sweep.cases, 'case')}")
+    estimated = estimate(sweep)
+    say = talk()
+    least, most = units.duration(estimated.least_s), units.duration(estimated.most_s)
+    workloads = {case.workload.id for case in sweep.cases}
+    say.print(
+        f"{_count(sweep.cases, 'case')} of {_count(workloads, 'workload')} in {sweep.measure.processes} processes: "
+        f"between about {least} and {most}, when the budget is spent"
+        if estimated.least_s < estimated.most_s
+        else f"{_count(sweep.cases, 'case')}: the budget of {most} will probably be spent before every row is measured "
+        "as well as asked for; raise it with --budget or shorten the lists",
+        markup=False,
+    )
+    return Exit.OK
+
+
+def _count(things: Iterable[object], name: str) -> str:
+    number = len(list(things))
+    return f"{number} {name}{'s' * (number != 1)}"

@@ -1,0 +1,72 @@
+"""``moebench list``: the implementations, presets and runs that there are, for people or as JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.config import presets
+from bench.errors import Exit
+from bench.store.log import find_runs
+from bench.table import Table
+from impls.registry import ENTRIES, names
+
+KINDS = ("impls", "presets", "runs")
+
+
+def list_command(what: str | None, *, results: Path, as_json: bool) -> int:
+    """Print one listing, or all of them."""
+    kinds = (what,) if what else KINDS
+    listings = {kind: listing(kind, results) for kind in kinds}
+    if as_json:
+        print(json.dumps(listings[what] if what else listings, indent=1))
+        return Exit.OK
+    from bench.console import data, print_table
+
+    for index, (kind, entries) in enumerate(listings.items()):
+        if index:
+            print()
+        if entries:
+            print_table(data(), _table(entries), title=kind)
+        else:
+            print(f"{kind}: none under {results}; `moebench run smoke` makes one")
+    return Exit.OK
+
+
+def listing(kind: str, results: Path) -> list[dict[str, Any]]:
+    """The entries of one kind, as plain values."""
+    if kind == "impls":
+        return [_impl(name) for name in names()]
+    if kind == "presets":
+        return [{"name": p.name, "title": p.title, "question": p.question} for p in presets().values()]
+    return [
+        {
+            "run_id": found.folder.name,
+            "source": found.info.source if found.info else None,
+            "machine": found.info.machine if found.info else None,
+            "created": _utc(found.info.created_unix_s) if found.info else None,
+            "folder": str(found.folder),
+            "problem": found.problem,
+        }
+        for found in find_runs(results)
+    ]
+
+
+def _impl(name: str) -> dict[str, Any]:
+    entry = ENTRIES.get(name)
+    if entry is None:
+        return {"name": name, "semantics": None, "summary": "from an installed package"}
+    return {"name": name, "semantics": entry.semantics, "summary": entry.summary}
+
+
+def _table(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """Only the columns in which some entry has something."""
+    columns = [name for name in entries[0] if any(entry[name] for entry in entries)]
+    return Table("", columns, [[str(entry[name] or "") for name in columns] for entry in entries])
+
+
+def _utc(unix_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_s))

@@ -1,0 +1,91 @@
+"""The short table of a run for people: one row a case, only the axes that vary, values with their units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench import units
+from bench.analysis.model import Analysis
+from bench.cases import Case, Workload
+from impls.spec import LayerSpec
+
+AXES = (*LayerSpec.__dataclass_fields__, *(name for name in Workload.model_fields if name != "layer"))
+SHORT = {"num_experts": "experts", "num_tokens": "tokens", "capacity_factor": "capacity"}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Headings and cells as text, and what is the same in every row."""
+
+    held_equal: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def short_table(analysis: Analysis) -> Table:
+    """The rows of a run in the order of its cases."""
+    frame = analysis.frame
+    varying = [name for name in AXES if frame[name].astype(str).nunique() > 1]
+    held = [f"{SHORT.get(name, name)} {frame[name].iloc[0]}" for name in AXES if name not in varying and len(frame)]
+    headings = ["impl", *(SHORT.get(name, name) for name in varying), "latency", "± %", "throughput"]
+    headings += ["peak memory", "time / best", "verdict"]
+    rows = []
+    for row in frame.to_dict("records"):
+        cells = [str(row["impl"]), *(str(row[name]) for name in varying)]
+        rows.append([*cells, *_measured(row)])
+    return Table(", ".join(held), headings, rows)
+
+
+def sweep_table(cases: Sequence[Case]) -> Table:
+    """The cases of a sweep that is still to be measured."""
+    points = [{"impl": case.impl, **_axes(case.workload)} for case in cases]
+    varying = [name for name in AXES if len({point[name] for point in points}) > 1]
+    held = ", ".join(f"{SHORT.get(name, name)} {points[0][name]}" for name in AXES if name not in varying)
+    headings = ["impl", *(SHORT.get(name, name) for name in varying)]
+    rows = [[point[name] for name in ("impl", *varying)] for point in points]
+    reasons = [case.workload.layer.impossible or "" for case in cases]
+    if any(reasons):
+        headings.append("cannot run because")
+        rows = [[*row, reason] for row, reason in zip(rows, reasons, strict=True)]
+    return Table(held, headings, rows)
+
+
+def _axes(workload: Workload) -> dict[str, str]:
+    """The workload's fields as text, the layer's among them."""
+    values = workload.layer.to_dict() | workload.model_dump(exclude={"layer"})
+    return {name: "none" if value is None else str(value) for name, value in values.items()}
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown, with cells that cannot break it."""
+    lines = [list(table.headings), ["---"] * len(table.headings), *table.rows]
+    text = "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
+    return f"{text}\n\nHeld equal: {_escaped(table.held_equal)}."
+
+
+def _measured(row: Mapping[Hashable, Any]) -> list[str]:
+    if row["status"] != "ok":
+        return [f"{row['status']}: {row['reason']}", "", "", "", "", ""]
+    latency_s, low_s, high_s = row["latency_s"], row["latency_low_s"], row["latency_high_s"]
+    width = "" if _absent(low_s) else f"{50 * (high_s - low_s) / latency_s:.1f}"
+    verdict = "" if _absent(row["verdict"]) else str(row["verdict"])
+    return [
+        "not timed" if _absent(latency_s) else units.latency(latency_s),
+        width,
+        "" if _absent(row["tokens_per_s"]) else units.rate(row["tokens_per_s"], "tokens/s"),
+        "" if _absent(row["peak_memory_bytes"]) else units.bytes_(row["peak_memory_bytes"]),
+        "" if _absent(row["ratio"]) else units.three_digits(row["ratio"]),
+        "best" if row["impl"] == row["fastest_impl"] else verdict,
+    ]
+
+
+def _absent(value: object) -> bool:
+    """Whether a cell of the frame is empty, in any of pandas' ways."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value)) or str(value) == "<NA>"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
