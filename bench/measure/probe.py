@@ -79,11 +79,10 @@ def _gpus() -> list[Capability]:
     try:
         with session():
             uuids = list_uuids()
-            if not uuids:
-                raise MeterError("not_supported", "the driver sees no GPU")
-            return [capability for uuid in uuids for capability in _one_gpu(names, uuid)]
+            found = [capability for uuid in uuids for capability in _one_gpu(names, uuid)]
     except MeterError as error:
         return [Capability(name, False, error.code, error.detail) for name in names]
+    return found or [Capability(name, False, "not_supported", "the driver sees no GPU") for name in names]
 
 
 def _one_gpu(names: tuple[str, ...], uuid: str) -> list[Capability]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ def os_peak_gap(proc_self: Path = PROC_SELF) -> str:
     if sys.platform != "linux":
         return "not_supported: the peak of resident memory can be reset on Linux only"
     try:
-        (proc_self / "clear_refs").open("w").close()
+        os.close(os.open(proc_self / "clear_refs", os.O_WRONLY))
     except FileNotFoundError:
         return f"not_supported: this kernel has no {proc_self}/clear_refs"
     except OSError as error:

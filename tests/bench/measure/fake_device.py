@@ -1,4 +1,4 @@
-"""Devices for tests: one whose clock is the test's, and an asynchronous one that misbehaves when it is not waited for."""
+"""Devices for tests: one whose clock is the test's, and an asynchronous one that misbehaves when not waited for."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class VirtualDevice:
 
 
 class AsynchronousDevice(VirtualDevice):
-    """A queue and a worker thread. Work moves the device's own clock when the worker comes to it, not when it is issued.
+    """A queue and a worker thread. Work moves the device's own clock when the worker comes to it, not when issued.
 
     Reading a sample without having synchronised gives whatever the events hold at that moment: garbage, not an error.
     """

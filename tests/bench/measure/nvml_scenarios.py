@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
+from unittest import mock
 
 from bench.measure.device import Call, Timing
 from bench.measure.energy import gpu as gpu_energy
@@ -18,10 +19,15 @@ from bench.measure.energy import measure_energy
 from bench.measure.energy.nvml import gpu_state
 from bench.measure.probe import probe
 
-try:
-    LIBRARY = ctypes.CDLL("libnvidia-ml.so.1")
-except OSError:
-    LIBRARY = None
+
+def load() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+
+
+LIBRARY = load()
 
 
 class TorchDevice:
@@ -97,12 +103,11 @@ def play(scenario: dict[str, Any]) -> dict[str, Any]:
 
         return observed
 
-    originals = gpu_energy.count, gpu_energy.integrate
-    gpu_energy.count, gpu_energy.integrate = map(remember, originals)
-    try:
+    with (
+        mock.patch.object(gpu_energy, "count", remember(gpu_energy.count)),
+        mock.patch.object(gpu_energy, "integrate", remember(gpu_energy.integrate)),
+    ):
         reading = measure_energy(device.call, device, scenario.get("window_s", 1.0))
-    finally:
-        gpu_energy.count, gpu_energy.integrate = originals
     result: dict[str, Any] = {"reading": reading.model_dump(), "state": gpu_state("GPU-fake")}
     if LIBRARY is not None and reading.energy_j is not None:
         window = windows[-2]  # idle, the window, idle

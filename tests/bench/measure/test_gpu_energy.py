@@ -62,7 +62,7 @@ def contains_truth(answer: dict[str, Any]) -> bool:
     return bool(reading["energy_low_j"] <= answer["true_j"] <= reading["energy_high_j"])
 
 
-SHAPES = [
+SHAPES: list[dict[str, float]] = [
     {"shape": CONSTANT, "low_w": 250},
     {"shape": SQUARE, "period_s": 0.7},
     {"shape": SQUARE, "period_s": 0.013},
@@ -114,7 +114,10 @@ def test_idle_power_is_that_around_the_window(play: Play) -> None:
 
 
 def test_without_a_counter_power_is_integrated(play: Play) -> None:
-    shapes = [{"shape": CONSTANT, "low_w": 250}, {"shape": RAMP, "low_w": 80, "high_w": 120, "period_s": 1}]
+    shapes: list[dict[str, float]] = [
+        {"shape": CONSTANT, "low_w": 250},
+        {"shape": RAMP, "low_w": 80, "high_w": 120, "period_s": 1},
+    ]
     shapes += [{"shape": SQUARE, "period_s": 0.013}, {"shape": SQUARE, "period_s": 0.7}]
     answers = play(*({"knobs": knobs | {"energy_error": 3}, "window_s": 5.0} for knobs in shapes))
     for answer in answers:
@@ -186,3 +189,16 @@ def test_state_has_clocks_temperature_and_throttle_time(play: Play) -> None:
     assert state["temperature_c"] == 40
     assert state["power_throttle_total_s"] > 0
     assert "thermal_throttle_total_s" not in state
+
+
+def test_probe_tells_what_each_card_can_do(play: Play) -> None:
+    healthy, partitioned, denied = play(
+        {"probe": True}, {"probe": True, "knobs": {"mig": 1}}, {"probe": True, "knobs": {"energy_error": 4}}
+    )
+
+    def codes(answer: dict[str, Any]) -> dict[str, str]:
+        return {c["name"]: c["code"] for c in answer["probe"] if c["name"].startswith("GPU")}
+
+    assert codes(healthy) == {"GPU": "", "GPU energy counter": "", "GPU power": "", "GPU clocks": ""}
+    assert codes(partitioned) == {"GPU": "", "GPU energy counter": "mig", "GPU power": "mig", "GPU clocks": "mig"}
+    assert codes(denied) == {"GPU": "", "GPU energy counter": "no_permission", "GPU power": "", "GPU clocks": ""}

@@ -4,7 +4,7 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ def silent(arm: str, what: str) -> None:
     pass
 
 
-def sample(arms: dict[str, Callable[[], object]], device: Any, **changes: Any) -> dict[str, Arm]:
+def sample(arms: Mapping[str, Callable[[], object]], device: Any, **changes: Any) -> dict[str, Arm]:
     given: dict[str, Any] = {"order_seed": 0, "time_budget_s": 1.0, "min_rounds": 5, "max_rounds": 50}
     return sample_rounds(arms, device, **{**given, "announce": silent, **changes})
 
@@ -37,18 +37,21 @@ def test_every_round_runs_every_arm_once_in_a_new_order() -> None:
     device = VirtualDevice()
     ran: list[str] = []
 
-    def arm(name: str) -> Callable[[], None]:
-        return lambda: (ran.append(name), device.spend(0.001))[0]
+    def arm(name: str, log: list[str]) -> Callable[[], None]:
+        def call() -> None:
+            log.append(name)
+            device.spend(0.001)
 
-    arms = {name: arm(name) for name in "abcd"}
+        return call
+
+    arms = {name: arm(name, ran) for name in "abcd"}
     result = sample(arms, device, time_budget_s=10.0, max_rounds=40)
     rounds = [tuple(ran[-4 * (i + 1) : len(ran) - 4 * i]) for i in range(40)]
     assert all(sorted(order) == list("abcd") for order in rounds)
     assert len(set(rounds)) > 10
     assert all(len(result[name].latency_s) == 40 for name in arms)
     again: list[str] = []
-    repeated = {n: lambda n=n: (again.append(n), device.spend(0.001)) for n in "abcd"}
-    sample(repeated, device, time_budget_s=10.0, max_rounds=40)
+    sample({name: arm(name, again) for name in "abcd"}, device, time_budget_s=10.0, max_rounds=40)
     assert again == ran, "the order depends on order_seed alone"
 
 
@@ -159,7 +162,11 @@ def test_announced_before_first_calls_and_rounds_and_never_inside_a_sample() -> 
         heard.append((arm, what))
 
     def arm(name: str, seconds: float) -> Callable[[], None]:
-        return lambda: (calls.append(name), device.spend(seconds))[0]
+        def call() -> None:
+            calls.append(name)
+            device.spend(seconds)
+
+        return call
 
     sample({"quick": arm("quick", 0.001), "slow": arm("slow", 0.2)}, device, announce=announce, time_budget_s=20.0)
     assert [entry for entry in heard if entry[1] != "rounds"] == [
@@ -188,7 +195,12 @@ def test_a_call_that_raises_names_its_arm() -> None:
 def test_garbage_collection_is_off_during_rounds_and_on_again_afterwards() -> None:
     device = VirtualDevice()
     enabled: list[bool] = []
-    sample({"a": lambda: (enabled.append(gc.isenabled()), device.spend(0.001))}, device)
+
+    def call() -> None:
+        enabled.append(gc.isenabled())
+        device.spend(0.001)
+
+    sample({"a": call}, device)
     assert not enabled[-1]
     assert gc.isenabled()
 

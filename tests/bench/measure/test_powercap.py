@@ -65,7 +65,7 @@ def test_wrapped_counter_is_never_negative(tmp_path: Path, start_uj: int) -> Non
 
 
 def test_missing_tree_is_not_supported(tmp_path: Path) -> None:
-    with pytest.raises(MeterError, match="^not_supported: "):
+    with pytest.raises(MeterError, match=r"^not_supported: "):
         find_packages(tmp_path / "absent")
 
 
@@ -73,7 +73,7 @@ def test_missing_tree_is_not_supported(tmp_path: Path) -> None:
 def test_mode_000_is_no_permission(tmp_path: Path) -> None:
     Tree(tmp_path, {"intel-rapl:0": 1.0})
     (tmp_path / "intel-rapl:0" / "energy_uj").chmod(0)
-    with pytest.raises(MeterError, match="^no_permission: "):
+    with pytest.raises(MeterError, match=r"^no_permission: "):
         find_packages(tmp_path)
 
 
@@ -87,10 +87,10 @@ def test_refused_read_is_no_permission(tmp_path: Path, monkeypatch: pytest.Monke
         return read_text(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(MeterError, match="^no_permission: "):
+    with pytest.raises(MeterError, match=r"^no_permission: "):
         find_packages(tmp_path)
 
 
 def test_counter_that_stands_still_is_below_resolution(tmp_path: Path) -> None:
-    with pytest.raises(MeterError, match="^below_resolution: "):
+    with pytest.raises(MeterError, match=r"^below_resolution: "):
         Tree(tmp_path, {"intel-rapl:0": 0.0}).measure()

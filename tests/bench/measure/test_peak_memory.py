@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.measure.cpu import CpuDevice
+from bench.measure.memory import cpu_allocator_peak_bytes, measure_peak
+from bench.measure.proc import os_peak_gap
+
+SIZES = [(7, 5, 3), (64, 128, 256), (3, 300, 1000), (1024, 32, 16)]  # T, D, F
+
+
+class FeedForward:
+    """relu(x @ up) @ down, whose allocations can be counted by hand."""
+
+    def __init__(self, T: int, D: int, F: int) -> None:
+        self.sizes = T, D, F
+        self.x_TD = torch.randn(T, D, requires_grad=True)
+        self.up_DF = torch.randn(D, F, requires_grad=True)
+        self.down_FD = torch.randn(F, D, requires_grad=True)
+        self.grad_TD = torch.randn(T, D)
+
+    def forward(self) -> torch.Tensor:
+        with torch.inference_mode():
+            return torch.mm(torch.relu(torch.mm(self.x_TD, self.up_DF)), self.down_FD)
+
+    def train(self) -> torch.Tensor:
+        for tensor in (self.x_TD, self.up_DF, self.down_FD):
+            tensor.grad = None
+        y_TD = torch.mm(torch.relu(torch.mm(self.x_TD, self.up_DF)), self.down_FD)
+        y_TD.backward(self.grad_TD)  # type: ignore[no-untyped-call]  # torch's own
+        return y_TD
+
+    @property
+    def forward_bytes(self) -> int:
+        T, D, F = self.sizes
+        return 4 * max(2 * T * F, T * F + T * D)
+
+    @property
+    def train_bytes(self) -> int:
+        T, D, F = self.sizes
+        through_relu = T * D + 3 * T * F + F * D  # y; hidden, its gradient before and after the relu; down's gradient
+        through_up = T * D + T * F + 2 * F * D + T * D  # y; hidden's gradient; both weights' gradients; x's gradient
+        return 4 * max(through_relu, through_up)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_allocator_peak_is_exact_to_the_byte(sizes: tuple[int, int, int]) -> None:
+    layer = FeedForward(*sizes)
+    layer.train()
+    assert cpu_allocator_peak_bytes(layer.forward) == layer.forward_bytes
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_allocator_peak_of_a_training_step_is_exact_to_the_byte(sizes: tuple[int, int, int]) -> None:
+    layer = FeedForward(*sizes)
+
+    def step() -> None:
+        layer.train()
+
+    for tensor in (layer.x_TD, layer.up_DF, layer.down_FD):
+        tensor.grad = None
+    # The first step frees nothing of an earlier one.
+    assert cpu_allocator_peak_bytes(step) == layer.train_bytes
+
+
+def test_what_existed_before_does_not_count() -> None:
+    held = torch.zeros(1000)
+    assert cpu_allocator_peak_bytes(lambda: held + torch.ones(1000)) == 2 * 4000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("num_mebibytes", [1, 8, 64])
+def test_system_peak_of_known_buffers(num_mebibytes: int) -> None:
+    num_bytes = num_mebibytes * 2**20
+
+    def call() -> torch.Tensor:
+        first = torch.ones(num_bytes // 4)
+        second = torch.relu(first)
+        del first
+        return torch.relu(second)
+
+    peak = measure_peak(call, CpuDevice(1))
+    assert peak.allocator_peak_bytes == 2 * num_bytes
+    assert peak.os_peak_bytes is not None
+    assert abs(peak.os_peak_bytes - 2 * num_bytes) <= max(64 * 1024, 0.03 * 2 * num_bytes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("sizes", [(2048, 512, 2048), (512, 256, 1024)])
+def test_system_peak_of_a_feed_forward_has_at_most_packed_weights_on_top(sizes: tuple[int, int, int]) -> None:
+    layer = FeedForward(*sizes)
+    peak = measure_peak(layer.forward, CpuDevice(1))
+    assert peak.allocator_peak_bytes == layer.forward_bytes
+    assert peak.os_peak_bytes is not None
+    margin_bytes = max(64 * 1024, 0.03 * layer.forward_bytes)
+    # The matrix library may copy a weight into a layout of its own: scratch that only the system sees.
+    _, D, F = sizes
+    assert -margin_bytes <= peak.os_peak_bytes - layer.forward_bytes <= 4 * D * F + margin_bytes
+
+
+def test_leftovers_are_cleared_before_each_call() -> None:
+    layer = FeedForward(512, 256, 1024)
+
+    def clear() -> None:
+        for tensor in (layer.x_TD, layer.up_DF, layer.down_FD):
+            tensor.grad = None
+
+    peak = measure_peak(layer.train, CpuDevice(1), clear)
+    assert peak.allocator_peak_bytes == layer.train_bytes
+    if peak.os_peak_bytes is not None:
+        assert peak.os_peak_bytes >= 0.97 * layer.train_bytes
+
+
+def test_nulls_have_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    peak = measure_peak(lambda: torch.zeros(10), CpuDevice(1))
+    assert peak.allocator_peak_bytes == 40
+    assert peak.os_peak_bytes is None
+    assert peak.gaps["os_peak_bytes"].startswith("not_supported: ")
+    assert peak.gaps["reserved_peak_bytes"].startswith("not_supported: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_reasons_for_no_system_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert os_peak_gap(tmp_path).startswith("not_supported: ")
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert os_peak_gap(tmp_path).startswith("no_permission: ")
