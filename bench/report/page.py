@@ -189,7 +189,8 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def _inlined(pictures: Sequence[Pictures]) -> set[str]:
     """Slugs of the pictures inside the page: the most important of every run first, as far as there is room."""
-    room, result = MAX_PICTURES_BYTES, set()
+    room = MAX_PICTURES_BYTES
+    result: set[str] = set()
     for of_run in pictures:
         for picture in of_run.every:
             room -= len(picture.inline_svg.encode())
@@ -205,8 +206,8 @@ def _asset(name: str) -> str:
 
 def _style_sheet() -> str:
     """The style sheet; dark holds where the system asks for it or the reader chose it."""
-    dark = _asset("dark.css") + _asset("figures.css")
+    dark = _asset("dark.css")
     return (
-        f"{_asset('report.css')}@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{\n{dark}}} }}\n"
+        f"{_asset('report.css')}{_asset('figures.css')}@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{\n{dark}}} }}\n"
         f":root[data-theme=dark] {{\n{dark}}}\n"
     )

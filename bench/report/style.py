@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
+
+import matplotlib as mpl
 
 INK = "#1c2128"
 MUTED = "#656d76"
 GRID = "#dfe3e8"
-WELL = "#f0f2f5"
+HOLLOW = "#ffffff"
 
-RC: dict[str, Any] = {
+_SETTINGS: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": GRID,
     "axes.grid": True,
@@ -43,6 +46,12 @@ RC: dict[str, Any] = {
     "ytick.color": GRID,
     "ytick.labelcolor": MUTED,
 }
+
+
+def house_style(hash_salt: str | None = None) -> AbstractContextManager[None]:
+    """Context in which figures are made and, with the salt that fixes the ids in an SVG, saved."""
+    settings = {**_SETTINGS, "svg.hashsalt": hash_salt}
+    return mpl.rc_context(settings)  # type: ignore[arg-type] # keys are plain strings before matplotlib 3.11
 
 
 @dataclass(frozen=True, slots=True)

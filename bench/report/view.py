@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bench.analysis.model import Analysis, Comparison, Estimate, Winner
@@ -76,6 +77,8 @@ def field_value(name: str, value: Any) -> str:
     """One value of a workload's field in words."""
     if name == "capacity_factor":
         return "dropless" if math.isinf(value) else f"{value:g}"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

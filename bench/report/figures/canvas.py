@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from bench.report.style import INK, MUTED, RC, log_ticks, plain
+from bench.report.style import INK, MUTED, house_style, log_ticks, plain
 
 WIDTH_IN = 10.0
 _HEADER_IN = 0.62
@@ -59,18 +58,25 @@ class Picture:
 
 
 @cache
-def _dark_inks() -> str:
-    """The rules that exchange the inks where the reader prefers dark."""
-    rules = (files("bench.report") / "assets" / "figures.css").read_text(encoding="utf-8")
-    return f"<style>@media (prefers-color-scheme: dark) {{\n{rules}}}</style>"
+def _inks() -> str:
+    """The rules that exchange the inks where the reader prefers dark.
+
+    Markers are copies (``<use>``), and rules match inside a copy only without an ancestor; what a copy does inherit
+    is a custom property. So the rules always hold, and dark mode sets the properties.
+    """
+    assets = files("bench.report") / "assets"
+    rules, dark = ((assets / name).read_text(encoding="utf-8") for name in ("figures.css", "dark.css"))
+    return f"<style>{rules}@media (prefers-color-scheme: dark) {{ svg {{\n{dark}}} }}</style>"
 
 
-def grid(num_panels: int, num_columns: int, panel_height_in: float, *, share_x: bool = True) -> tuple[Figure, list[Axes]]:
+def grid(
+    num_panels: int, num_columns: int, panel_height_in: float, *, share_x: bool = True
+) -> tuple[Figure, list[Axes]]:
     """A figure of small multiples with shared axes, room for a title above, panels in reading order."""
     num_columns = min(num_columns, num_panels)
     num_rows = -(-num_panels // num_columns)
     height = num_rows * panel_height_in + _HEADER_IN
-    with mpl.rc_context(RC):
+    with house_style():
         figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(num_rows, num_columns, sharex=share_x, sharey=True, squeeze=False).ravel()
@@ -113,9 +119,9 @@ def fraction(axes: Axes, y: float) -> float:
 def finish(figure: Figure, slug: str, title: str, caption: str) -> Picture:
     """Draws the figure into its two formats; the same data gives the same bytes."""
     svg, png = io.StringIO(), io.BytesIO()
-    with mpl.rc_context({**RC, "svg.hashsalt": slug}):
+    with house_style(slug):
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    text = svg.getvalue().replace("<defs>", f"{_dark_inks()}\n<defs>", 1)
+    text = svg.getvalue().replace("<defs>", f"{_inks()}\n<defs>", 1)
     text = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", re.sub(r"\s*\n\s*", "\n", text))
     return Picture(slug, title, caption, text, png.getvalue())

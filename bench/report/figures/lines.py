@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,9 +12,11 @@ from matplotlib.axes import Axes
 from bench.report.figures.canvas import Picture, finish, fraction, grid, headline, log_axis
 from bench.report.slices import Slice, evenly, pick, slices
 from bench.report.style import (
+    HOLLOW,
+    INK,
     MUTED,
     RATE_UNITS,
-    RC,
+    house_style,
     TIME_UNITS,
     Look,
     scale_for,
@@ -80,7 +81,7 @@ def axis_picture(view: View, quantity: Quantity, axis: str, slug_prefix: str = "
     num_columns = _num_columns(len(shown))
     bounds = list(quantity.interval)
     extent = rows[[quantity.column, *bounds]].to_numpy(dtype=float) / size
-    with mpl.rc_context(RC):
+    with house_style():
         for panel in panels:
             log_axis(panel, "y", [float(np.nanmin(extent)), float(np.nanmax(extent))], pad=1.06)
             _x_axis(panel, axis, positions)
@@ -176,7 +177,7 @@ def _draw(
             linewidth=1.2 if look.baseline else 1.8,
             marker=look.marker,
             markersize=4.6,
-            markerfacecolor="#ffffff" if look.baseline else look.colour,
+            markerfacecolor=HOLLOW if look.baseline else look.colour,
             markeredgecolor=look.colour,
             zorder=3 + order / 100,
         )
@@ -200,7 +201,7 @@ def _label_ends(panel: Axes, looks: dict[str, Look], ends: dict[str, tuple[float
             textcoords="axes fraction",
             va="center",
             size=8,
-            color=MUTED if looks[name].baseline else "#1c2128",
+            color=MUTED if looks[name].baseline else INK,
             annotation_clip=False,
             parse_math=False,
             arrowprops={
@@ -212,4 +213,3 @@ def _label_ends(panel: Axes, looks: dict[str, Look], ends: dict[str, tuple[float
                 "relpos": (0.0, 0.5),
             },
         )
-

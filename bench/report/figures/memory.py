@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from bench.report.figures.canvas import Picture, finish, grid, headline, log_axis
 from bench.report.slices import evenly
-from bench.report.style import BYTE_UNITS, INK, MUTED, RC, scale_for
+from bench.report.style import BYTE_UNITS, HOLLOW, INK, MUTED, house_style, scale_for
 from bench.report.view import View
 
 MAX_PANELS = 4
@@ -35,7 +34,7 @@ def memory_picture(view: View, slug_prefix: str = "") -> Picture | None:
     everything = [float(v) / size for name in _COLUMNS for v in rows[name].dropna() if v > 0]
     impls = [impl for impl in view.looks if impl in set(rows["impl"])]
     figure, panels = grid(len(shown), min(2, len(shown)), 0.75 + 0.27 * len(impls))
-    with mpl.rc_context(RC):
+    with house_style():
         for i, (panel, workload_id) in enumerate(zip(panels, shown, strict=True)):
             log_axis(panel, "x", everything, pad=1.1)
             panel.set_title(view.workloads[workload_id], fontsize=9)
@@ -46,7 +45,9 @@ def memory_picture(view: View, slug_prefix: str = "") -> Picture | None:
             handles=[
                 Line2D([], [], color=MUTED, marker="o", linewidth=2.4, label="allocator's peak"),
                 Line2D([], [], color=MUTED, marker="o", linewidth=0, markerfacecolor="none", label="system's peak"),
-                Line2D([], [], color=INK, marker="|", markersize=11, linewidth=0, label="least that any needs (analytic)"),
+                Line2D(
+                    [], [], color=INK, marker="|", markersize=11, linewidth=0, label="least that any needs (analytic)"
+                ),
                 Line2D([], [], color=MUTED, marker="x", linewidth=0, label="weights, not in the peak"),
             ],
             loc="outside lower left",
@@ -84,7 +85,7 @@ def _draw(panel: Axes, view: View, rows: pd.DataFrame, impls: list[str], size: f
             marker=look.marker,
             color=look.colour,
             markersize=5.5,
-            markerfacecolor="#ffffff" if look.baseline else look.colour,
+            markerfacecolor=HOLLOW if look.baseline else look.colour,
             zorder=5,
         )
         if system > 0:

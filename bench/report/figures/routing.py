@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
 
 from bench.report.figures.canvas import Picture, finish, grid, headline
 from bench.report.slices import evenly
-from bench.report.style import MUTED, RC
+from bench.report.style import MUTED, house_style
 from bench.report.view import View
 
 MAX_WORKLOADS = 24
@@ -24,14 +23,21 @@ def routing_picture(view: View, slug_prefix: str = "") -> Picture | None:
     figure, (dropped, imbalance) = grid(2, 2, 0.85 + 0.21 * len(ids), share_x=False)
     columns = (
         (dropped, 100 * facts.loc[ids, "dropped_fraction"].astype(float), "% of assignments dropped", 0.0),
-        (imbalance, facts.loc[ids, "load_imbalance"].astype(float), "fullest expert over the mean load  (1 is even)", 1.0),
+        (
+            imbalance,
+            facts.loc[ids, "load_imbalance"].astype(float),
+            "fullest expert over the mean load  (1 is even)",
+            1.0,
+        ),
     )
-    with mpl.rc_context(RC):
+    with house_style():
         for panel, values, words, start in columns:
             panel.barh(range(len(ids)), values - start, left=start, height=0.62, color=_COLOUR, alpha=0.85)
             for row, value in enumerate(values):
                 text = f"{value:.1f} %" if panel is dropped else f"{value:.2f}"
-                panel.annotate(text, (value, row), (4, 0), textcoords="offset points", va="center", size=7.5, color=MUTED)
+                panel.annotate(
+                    text, (value, row), (4, 0), textcoords="offset points", va="center", size=7.5, color=MUTED
+                )
             panel.set_xlabel(words)
             panel.set_xlim(start, start + max(0.1, float((values - start).max())) * 1.18)
             panel.grid(visible=False, axis="y")

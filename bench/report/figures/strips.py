@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from bench.analysis.model import Estimate
 from bench.report.figures.canvas import Picture, finish, grid, headline, log_axis
 from bench.report.slices import evenly
-from bench.report.style import ENERGY_UNITS, INK, MUTED, RC, scale_for
+from bench.report.style import ENERGY_UNITS, HOLLOW, INK, MUTED, house_style, scale_for
 from bench.report.view import View
 
 MAX_WORKLOADS = 60
@@ -39,7 +38,7 @@ def ratio_picture(view: View, slug_prefix: str = "") -> Picture | None:
     if len({mark.impl for mark in marks}) < 2:
         return None
     figure, panel = _strip(view, marks)
-    with mpl.rc_context(RC):
+    with house_style():
         log_axis(panel, "x", [bound for m in marks for bound in (m.estimate.low, m.estimate.high)], pad=1.02)
         panel.axvline(1.0, color=INK, linewidth=1)
         panel.set_xlabel("times the fastest's latency on the same workload  (further left is better)")
@@ -59,7 +58,7 @@ def roofline_picture(view: View, slug_prefix: str = "") -> Picture | None:
     if not marks:
         return None
     figure, panel = _strip(view, marks)
-    with mpl.rc_context(RC):
+    with house_style():
         highest = max(mark.estimate.high for mark in marks)
         panel.set_xlim(0, max(100.0, highest * 1.03))
         if highest > 100:
@@ -82,7 +81,7 @@ def energy_picture(view: View, slug_prefix: str = "") -> Picture | None:
     if not marks:
         return None
     figure, panel = _strip(view, marks)
-    with mpl.rc_context(RC):
+    with house_style():
         log_axis(panel, "x", [mark.estimate.value for mark in marks], pad=1.05)
         panel.set_xlabel(f"{unit} a token  (further left is better)")
     title = "Energy of a token"
@@ -133,7 +132,7 @@ def _strip(view: View, marks: list[_Mark]) -> tuple[Figure, Axes]:
     """A row for each implementation with its marks and its median."""
     impls = [impl for impl in view.looks if any(mark.impl == impl for mark in marks)]
     figure, (panel,) = grid(1, 1, 0.75 + 0.42 * len(impls))
-    with mpl.rc_context(RC):
+    with house_style():
         for row, impl in enumerate(impls):
             look = view.looks[impl]
             own = [mark for mark in marks if mark.impl == impl]
@@ -151,7 +150,7 @@ def _strip(view: View, marks: list[_Mark]) -> tuple[Figure, Axes]:
                 heights,
                 s=22 if len(own) < 30 else 13,
                 marker=look.marker,
-                facecolor="#ffffff" if look.baseline else look.colour,
+                facecolor=HOLLOW if look.baseline else look.colour,
                 edgecolor=look.colour,
                 linewidth=1,
                 zorder=4,

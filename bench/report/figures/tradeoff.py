@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 
 from bench.analysis.pareto import front
 from bench.report.figures.canvas import Picture, finish, grid, headline, log_axis
 from bench.report.figures.memory import best_covered
-from bench.report.style import BYTE_UNITS, INK, MUTED, RC, TIME_UNITS, scale_for
+from bench.report.style import BYTE_UNITS, HOLLOW, INK, MUTED, house_style, TIME_UNITS, scale_for
 from bench.report.view import View
 
 MAX_PANELS = 4
@@ -28,7 +27,7 @@ def tradeoff_picture(view: View, slug_prefix: str = "") -> Picture | None:
     time_size, time_unit = scale_for(rows["latency_s"], TIME_UNITS)
     byte_size, byte_unit = scale_for(rows["peak_memory_bytes"], BYTE_UNITS)
     figure, panels = grid(len(shown), min(2, len(shown)), _PANEL_IN)
-    with mpl.rc_context(RC):
+    with house_style():
         for i, (panel, workload_id) in enumerate(zip(panels, shown, strict=True)):
             low, high = rows["latency_low_s"].min() / time_size, rows["latency_high_s"].max() / time_size
             log_axis(panel, "x", [low, high], pad=1.15)
@@ -64,16 +63,17 @@ def _draw(panel: Axes, view: View, rows: pd.DataFrame, time_size: float, byte_si
         panel.step(*zip(*steps, strict=True), where="post", color=INK, linewidth=1, alpha=0.55, zorder=2)
     names: list[tuple[str, float, float]] = []
     for impl, look in view.looks.items():
-        for row in rows[rows["impl"] == impl].itertuples():
-            x, y = row.latency_s / time_size, row.peak_memory_bytes / byte_size
-            panel.hlines(y, row.latency_low_s / time_size, row.latency_high_s / time_size, color=look.colour, zorder=3)
+        for row in rows[rows["impl"] == impl].to_dict("records"):
+            x, low, high = (float(row[name]) / time_size for name in ("latency_s", "latency_low_s", "latency_high_s"))
+            y = float(row["peak_memory_bytes"]) / byte_size
+            panel.hlines(y, low, high, color=look.colour, zorder=3)
             panel.plot(
                 x,
                 y,
                 marker=look.marker,
                 color=look.colour,
                 markersize=7,
-                markerfacecolor="#ffffff" if look.baseline else look.colour,
+                markerfacecolor=HOLLOW if look.baseline else look.colour,
                 zorder=4,
             )
             names.append((impl, x, y))
@@ -87,14 +87,19 @@ def _name_points(
     panel.figure.draw_without_rendering()  # type: ignore[union-attr] # places need the final layout; a Figure, never a SubFigure
     points_per_pixel = 72 / panel.figure.dpi
     placed = [panel.transData.transform((x, y)) * points_per_pixel for _, x, y in names]
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in placed]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in placed]
     corners = [panel.transData.transform(point) * points_per_pixel for point in steps]
     for (x0, y0), (x1, y1) in itertools.pairwise(corners):
         taken += [(x0, y0 - 1, x1, y0 + 1), (x1 - 1, min(y0, y1), x1 + 1, max(y0, y1))]
     box = panel.get_window_extent()
-    inside = (box.x0 * points_per_pixel, box.y0 * points_per_pixel, box.x1 * points_per_pixel, box.y1 * points_per_pixel)
+    inside = (
+        box.x0 * points_per_pixel,
+        box.y0 * points_per_pixel,
+        box.x1 * points_per_pixel,
+        box.y1 * points_per_pixel,
+    )
     for (name, x, y), (px, py) in zip(names, placed, strict=True):
-        width = 4.9 * len(name)
+        width = 5.2 * len(name) + 2
         choices = [(8.0, 0.0, "left"), (-8.0, 0.0, "right"), (0.0, 10.0, "center"), (0.0, -11.0, "center")]
         choices += [(8.0, 10.0, "left"), (8.0, -11.0, "left"), (-8.0, 10.0, "right"), (-8.0, -11.0, "right")]
         scored = []

@@ -59,7 +59,7 @@ def make_analysis(
                     if len(layers) > 1:
                         clear = layers[0]["latency_high_s"] < layers[1]["latency_low_s"]
                         first, second = layers[0]["impl"], layers[1]["impl"]
-                        words = f"At {e} experts, top-{k}: {first} is fastest." if clear else f"{first}, {second}: open."
+                        words = f"{first} beats {second}." if clear else f"{first}, {second}: open."
                         winners.append(
                             Winner(
                                 workload["workload_id"],
@@ -169,7 +169,7 @@ def _row(
         "latency_high_s": latency * (1 + half) if ok else None,
         "tokens_per_s": t / latency if ok else None,
         "flops_per_s": flops / latency if ok else None,
-        "roofline_fraction": flops / latency / 1.9e11 * 0.3 if ok else None,
+        "roofline_fraction": flops / latency / 1.9e13 if ok else None,
         "peak_memory_bytes": peak if ok else None,
         "os_peak_bytes": int(peak * 1.2) if ok else None,
         "analytic_peak_bytes": t * 512 * 4 if ok else None,
@@ -179,10 +179,11 @@ def _row(
         "first_call_s": 3 * latency if ok else None,
         "energy_j_per_token": 80.0 * latency / t if ok and energy else None,
         "power_w": 80.0 if ok and energy else None,
-        "gaps": "" if energy or not ok else "energy_j_per_token: not_supported: no powercap tree; power_w: not_supported",
+        "gaps": "" if energy or not ok else "energy_j_per_token: not_supported: no powercap tree; power_w: the same",
         "dropped_fraction": drops if ok and routes else None,
         "load_imbalance": 1 + 2.2 / (1 + k) if ok and routes else None,
         "relative_error": 3e-7 if ok else None,
+        "num_processes": 12 if ok else 0,
     }
 
 
