@@ -23,13 +23,13 @@ class Einsum(MoELayer):
         slots_TK, capacity = expert_slots(routing)
         place_TK = routing.expert_ids * capacity + slots_TK.clamp(max=capacity - 1)
 
-        def tensor_TEC(values_TK: Tensor) -> Tensor:
+        def one_hot(values_TK: Tensor) -> Tensor:
             # Adding lets a dropped assignment add zero wherever it points.
             flat = values_TK.new_zeros(num_tokens, num_experts * capacity).scatter_add(1, place_TK, values_TK)
             return flat.to(x_TD.dtype).view(num_tokens, num_experts, capacity)
 
-        dispatch_TEC = tensor_TEC(routing.kept.to(x_TD.dtype))
-        combine_TEC = tensor_TEC(routing.weights * routing.kept)
+        dispatch_TEC = one_hot(routing.kept.to(x_TD.dtype))
+        combine_TEC = one_hot(routing.weights * routing.kept)
 
         weights = self.weights
         buffer_ECD = torch.einsum("tec,td->ecd", dispatch_TEC, x_TD)

@@ -1,6 +1,7 @@
 """The feed-forward network of one expert: input projection, activation, down projection.
 
-Shapes: ... tokens, E experts, C tokens of one expert, D d_model, F hidden width, I rows of the input projection (2F where gated, else F).
+Shapes: ... tokens, E experts, C tokens of one expert, D d_model, F hidden width, I rows of the input projection
+(2F where gated, else F).
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class _Sums:
     ) -> None:
         """Add one feed-forward on the tokens ``rows_n``, and write its weights' gradients into ``gradients``."""
         leaves = [part.detach().double().requires_grad_() for part in parts.values()]
-        for block_B in rows_n.split(BLOCK_TOKENS):
+        for block_B in torch.split(rows_n, BLOCK_TOKENS):
             x_BD = self.x_nD[block_B].requires_grad_()
             gate_B1 = gates_n[block_B].unsqueeze(1)
             with torch.set_grad_enabled(self.grad_nD is not None):
