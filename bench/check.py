@@ -73,7 +73,8 @@ def check_result(
         output_TD: what the implementation returned for all T tokens.
         gradients: by name of the weight, and ``input``; None is a gradient of zero, as autograd means it.
         truth_output_nD: float64 output of the tokens ``tokens_n``.
-        truth_gradients: float64 gradients that must be matched; empty in ``forward``.
+        truth_gradients: float64 gradients that must be matched, that of ``input`` for all T tokens; empty in
+            ``forward``.
         tokens_n: which tokens the truth was computed for.
         like_TD: the layer's input, whose shape and dtype the output must have; its dtype sets the tolerance.
     """
@@ -162,9 +163,9 @@ def _title(name: str) -> str:
 def _place(name: str, bad: torch.Tensor, errors: Mapping[str, _Error], tokens_n: torch.Tensor) -> str:
     """Where a tensor is wrong, for a person: ``first at token 17 (3 of 512 tokens)``."""
     first, num_rows = int(bad[0]), len(errors[name].truth_by_row)
-    row = "row" if name.startswith("shared_") else "expert"
-    if name in ("output", "input"):
-        row, first = "token", int(tokens_n[first])
+    row = "token" if name in ("output", "input") else "row" if name.startswith("shared_") else "expert"
+    if name == "output":
+        first = int(tokens_n[first])
     return f"first at {row} {first} ({len(bad)} of {num_rows} {row}s)"
 
 

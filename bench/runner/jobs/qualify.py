@@ -1,0 +1,163 @@
+"""Qualifies one case: builds it, checks it against the truth, and measures its memory and one rough time.
+
+T tokens, n tokens that the truth was computed for, D d_model, E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from bench.cases import Case
+from bench.check import Checked, check_result, routing_fault
+from bench.cost import Cost, cost_of_call
+from bench.measure.device import Call, Device, open_device
+from bench.measure.memory import measure_peak
+from bench.runner.jobs.building import build_case, prepared_bytes
+from bench.runner.jobs.failures import WrongResultError, declared, failed
+from bench.runner.jobs.room import require_memory
+from bench.runner.jobs.shared import Shared, gradients_dropped, make_call, open_shared
+from bench.runner.jobs.truth import StoredTruth, read_truth
+from bench.runner.protocol import Announce, Answer, QualifyJob
+from bench.store.schema import Qualified, RoutingFacts
+from impls.layer import MoELayer
+from impls.routing import Routing
+
+_ROUGH_CALLS = 3
+
+
+def qualify(job: QualifyJob, announce: Callable[[Announce], None]) -> Answer:
+    """What is known of a case that is right, or how it failed."""
+    case = job.case
+    try:
+        announce(Announce(case_id=case.id, what="build"))
+        qualified = _qualify(case, Path(job.folder), announce)
+    except Exception as error:  # noqa: BLE001 - foreign code: what it raises is this row's reason
+        return failed(error, case)
+    return Answer(case_id=case.id, relative_error=qualified.relative_error, qualified=qualified, **declared(case))
+
+
+def _qualify(case: Case, folder: Path, announce: Callable[[Announce], None]) -> Qualified:
+    workload, semantics = case.workload, declared(case)["semantics"]
+    device = open_device(workload.device, workload.threads)
+    shared = open_shared(workload, folder, device.torch_device)
+    # the least that a call allocates; what a capacity drops does not change it
+    least = cost_of_call(workload, semantics, [0] * workload.layer.num_experts)
+    require_memory("output and gradients of a call", least.analytic_peak_bytes, device.torch_device)
+    start_s = time.perf_counter()
+    layer = build_case(case, shared)
+    device.synchronize()
+    prepare_s = time.perf_counter() - start_s
+
+    announce(Announce(case_id=case.id, what="check"))
+    routing = _routing(layer, shared) if layer.routes else None
+    truth = read_truth(folder, semantics)
+    checked, first_call_s = _check(layer, shared, truth, routing, device)
+    shared.require_unchanged()
+    if checked.fault and (layer.exact or checked.relative_error is None or checked.relative_error >= 1):
+        # an inexact implementation must still be nearer to the truth than zero is
+        raise WrongResultError(checked.fault, checked.relative_error)
+    assert checked.relative_error is not None
+
+    call = make_call(layer, shared)
+    announce(Announce(case_id=case.id, what="rough time"))
+    rough_latency_s = statistics.median(_seconds(call, device) for _ in range(_ROUGH_CALLS))
+    announce(Announce(case_id=case.id, what="memory"))
+    peak = measure_peak(call, device)
+    facts = None if routing is None else _facts(routing, shared.note)
+    cost: Cost = cost_of_call(workload, semantics, None if facts is None else facts.tokens_per_expert)
+    return Qualified(
+        relative_error=checked.relative_error,
+        worst_tensor=checked.worst_tensor,
+        checked_tokens=len(truth.tokens),
+        routing=facts,
+        flops=cost.flops,
+        moved_bytes=cost.moved_bytes,
+        weight_bytes=cost.weight_bytes,
+        prepared_bytes=prepared_bytes(layer),
+        prepare_s=prepare_s,
+        first_call_s=first_call_s,
+        rough_latency_s=rough_latency_s,
+        allocator_peak_bytes=peak.allocator_peak_bytes,
+        os_peak_bytes=peak.os_peak_bytes,
+        reserved_peak_bytes=peak.reserved_peak_bytes,
+        analytic_peak_bytes=cost.analytic_peak_bytes,
+        path=layer.path,
+        gaps=peak.gaps,
+    )
+
+
+def _seconds(call: Call, device: Device) -> float:
+    start_s = time.perf_counter()
+    call()
+    device.synchronize()
+    return time.perf_counter() - start_s
+
+
+def _routing(layer: MoELayer, shared: Shared) -> Routing:
+    """The routing of the layer's own call, checked by value."""
+    forced = shared.routing
+    with torch.no_grad():
+        routing = layer.route(shared.x, None if forced is None else forced.expert_ids)
+        if forced is None:
+            weights = dict(shared.weights.named_parameters())
+            if fault := routing_fault(layer.spec, weights, shared.x, routing.expert_ids):
+                raise WrongResultError(fault)
+        elif not torch.equal(routing.expert_ids, forced.expert_ids):
+            raise WrongResultError("its routing does not follow the expert ids that it was given")
+    return routing
+
+
+def _check(
+    layer: MoELayer, shared: Shared, truth: StoredTruth, routing: Routing | None, device: Device
+) -> tuple[Checked, float]:
+    """Compare the first call with the truth, under the ids that the truth was computed for; and its seconds."""
+    given = shared.routing
+    if given is None and routing is not None and not torch.equal(routing.expert_ids.cpu(), truth.expert_ids):
+        given = shared.route(truth.expert_ids)  # equal scores fell the other way in this process
+    train = shared.workload.direction == "train"
+    output_gradient_TD = _only(shared.output_gradient, truth.tokens)
+    with gradients_dropped(shared):
+        start_s = time.perf_counter()
+        with torch.inference_mode(not train):
+            output_TD = layer(shared.x, routing=given)
+        if train and getattr(output_TD, "shape", None) == shared.x.shape:  # else check_result says what is wrong
+            output_TD.backward(output_gradient_TD)
+        device.synchronize()
+        first_call_s = time.perf_counter() - start_s
+        gradients = {name: leaf.grad for name, leaf in shared.leaves()}
+        checked = check_result(
+            output_TD,
+            gradients,
+            truth_output_nD=truth.output,
+            truth_gradients=truth.gradients,
+            tokens_n=truth.tokens,
+            like_TD=shared.x,
+        )
+    return checked, first_call_s
+
+
+def _only(gradient_TD: torch.Tensor | None, tokens_n: torch.Tensor) -> torch.Tensor | None:
+    """The output gradient of the sampled tokens, and zero for all others, so that they add to no weight's gradient."""
+    if gradient_TD is None or len(tokens_n) == len(gradient_TD):
+        return gradient_TD
+    only_TD, index_n = torch.zeros_like(gradient_TD), tokens_n.to(gradient_TD.device)
+    only_TD[index_n] = gradient_TD[index_n]
+    return only_TD
+
+
+def _facts(routing: Routing, note: str) -> RoutingFacts:
+    ids_TK, E = routing.expert_ids, routing.num_experts
+    num_assignments = ids_TK.numel()
+    kept_E = torch.bincount(ids_TK[routing.kept], minlength=E)
+    wanted_E = torch.bincount(ids_TK.flatten(), minlength=E)
+    return RoutingFacts(
+        tokens_per_expert=kept_E.tolist(),
+        dropped_fraction=1 - int(kept_E.sum()) / num_assignments if num_assignments else 0.0,
+        load_imbalance=int(wanted_E.max()) * E / num_assignments if num_assignments else 1.0,
+        note=note,
+    )

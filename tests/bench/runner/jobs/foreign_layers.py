@@ -1,0 +1,117 @@
+"""Implementations as a third party might write them, each wrong in a way of its own."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from impls.layer import MoELayer
+from impls.loop import Loop
+from impls.routing import Routing
+
+
+class Right(Loop):
+    pass
+
+
+class ThreePercentOff(Loop):
+    def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        return super().compute(x_TD, routing) * 1.03
+
+
+class SlightlyOffButInexact(ThreePercentOff):
+    exact: ClassVar[bool] = False
+
+
+class NothingButInexact(Loop):
+    exact: ClassVar[bool] = False
+
+    def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        return super().compute(x_TD, routing) * -1
+
+
+class KeepsWhatShouldBeDropped(Loop):
+    def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        y_TD = torch.zeros_like(x_TD)
+        weights = self.weights
+        for expert in range(self.spec.num_experts):
+            token, choice = (routing.expert_ids == expert).nonzero(as_tuple=True)
+            gate, up = (x_TD[token] @ weights.in_proj[expert].T).chunk(2, dim=-1)
+            out = (torch.nn.functional.silu(gate) * up) @ weights.down_proj[expert].T
+            y_TD = y_TD.index_add(0, token, out * routing.weights[token, choice, None].to(out.dtype))
+        return y_TD
+
+
+class OneGradientWrong(Loop):
+    def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        y_TD = super().compute(x_TD, routing)
+        down = self.weights.down_proj[0, 0, 0]
+        return y_TD + (down - down.detach())  # zero, but not its gradient
+
+
+class ChangesItsInput(Loop):
+    def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        y_TD = super().compute(x_TD, routing)
+        x_TD.detach()[0] += 1
+        return y_TD
+
+
+class ChangesItsWeights(Loop):
+    def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        y_TD = super().compute(x_TD, routing)
+        self.weights.router_weight.data[0, 0] += 1
+        return y_TD
+
+
+class Raises(Loop):
+    def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        raise KeyError("a mistake of its own")
+
+
+class RaisesLater(Loop):
+    calls = 0
+
+    def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        self.calls += 1
+        if self.calls > 2:
+            raise ValueError("tired")
+        return super().compute(x_TD, routing)
+
+
+class RunsOutOfMemory(Loop):
+    def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        return torch.empty(2**60, dtype=torch.uint8).view(x_TD.dtype)
+
+
+class GivesNaN(Loop):
+    def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        y_TD = super().compute(x_TD, routing)
+        return torch.where(torch.arange(len(y_TD)).unsqueeze(1) == 5, float("nan"), y_TD)
+
+
+class WrongShape(Loop):
+    def forward(self, x: Tensor, routing: Routing | None = None) -> Tensor:
+        return super().forward(x, routing)[1:]
+
+
+class RoutesByItself(Loop):
+    def route(self, x: Tensor, expert_ids: Tensor | None = None) -> Routing:
+        return super().route(x, torch.zeros(len(x), self.spec.top_k, dtype=torch.int64))
+
+
+class Refuses(Loop):
+    @classmethod
+    def supports(cls, *_: object) -> str | None:
+        return "not on a Sunday"
+
+
+class Packs(Loop):
+    def prepare(self) -> None:
+        packed = self.weights.down_proj.detach().clone()
+        self.packed = [packed, packed.view(-1), self.weights.down_proj.detach()]
+
+
+class NotALayer:
+    semantics = MoELayer.semantics
