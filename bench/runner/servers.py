@@ -20,8 +20,8 @@ from types import TracebackType
 
 from bench.errors import MoebenchError
 from bench.runner.channel import Channel
-from bench.runner.interrupt import Interrupt
 from bench.runner.conversation import Conversation, how_it_ended
+from bench.runner.interrupt import Interrupt
 from bench.runner.protocol import Answer, Job
 from bench.runner.worker import JOBS_MODULE
 from bench.store.schema import Status

@@ -5,6 +5,7 @@ Every job is noted in the file that ``FAKE_JOBS_TRACE`` names, one line each.
 
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -51,7 +52,7 @@ def perform(job: Job, announce: Callable[[Announce], None]) -> Answer:
                 announce(Announce(case_id=case.id, what="rounds"))
                 misbehave(case.impl, "time")
             time.sleep(float(os.environ.get("FAKE_JOBS_SLEEP_SHARE", "0")) * job.time_budget_s)
-            return Answer(arms={case.id: arm(offset) for offset, case in enumerate(job.cases)})
+            return Answer(arms={case.id: arm(offset, case.impl) for offset, case in enumerate(job.cases)})
         case ControlJob():
             return Answer(arms={name: arm(offset) for offset, name in enumerate(("base", "twin", "slowed"))})
         case CeilingJob():
@@ -80,8 +81,9 @@ QUALIFIED = Qualified(
 )
 
 
-def arm(offset: int) -> Arm:
-    return Arm(latency_s=[SECONDS_A_ROUND * (1 + offset + 0.01 * i) for i in range(5)], warmup_s=[])
+def arm(offset: int, impl: str = "") -> Arm:
+    factor = random.uniform(1, 2) if impl == "noisy" else 1.0
+    return Arm(latency_s=[factor * SECONDS_A_ROUND * (1 + offset + 0.01 * i) for i in range(5)], warmup_s=[])
 
 
 def misbehave(impl: str, phase: str) -> None:
@@ -92,12 +94,12 @@ def misbehave(impl: str, phase: str) -> None:
 
 def _job_socket() -> int:
     """The worker's socket: the only one that it has."""
-    return next(int(fd) for fd in os.listdir("/proc/self/fd") if _is_socket(int(fd)))
+    return next(int(fd.name) for fd in Path("/proc/self/fd").iterdir() if _is_socket(fd))
 
 
-def _is_socket(descriptor: int) -> bool:
+def _is_socket(descriptor: Path) -> bool:
     try:
-        return os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
+        return str(descriptor.readlink()).startswith("socket:")
     except OSError:
         return False
 

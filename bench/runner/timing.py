@@ -1,0 +1,245 @@
+"""Timing: replicate after replicate, each in the processes of a fork server of its own.
+
+Within a replicate every workload has its turn, in a random order drawn from the sweep's seed, so that a drift of the
+machine does not favour one of them. A workload whose interval is narrow enough at a declared look is done.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from bench.analysis.statistics import half_widths
+from bench.cases import Case, Workload
+from bench.runner import schedule
+from bench.runner.protocol import Answer, CeilingJob, ControlJob, TimeJob
+from bench.runner.servers import ForkServer
+from bench.runner.session import Session, short_workload
+from bench.store.schema import CeilingRecord, ControlRecord, SamplesRecord, Status
+
+MIN_ROUND_S = 1e-4
+MAX_FAILURES = 3
+
+
+class BudgetSpentError(Exception):
+    """The next job would pass the end of the budget."""
+
+
+class Timing:
+    """Times all qualified cases of a run.
+
+    Args:
+        session: the run.
+        reserve_s: seconds of the budget that must be left at the end.
+    """
+
+    def __init__(self, session: Session, reserve_s: Callable[[], float]) -> None:
+        self._session = session
+        self._reserve_s = reserve_s
+        self._measure = session.sweep.measure
+        self._workloads = session.workloads()
+        self._overheads = schedule.Overheads()
+        self._round_s: dict[str, float] = {}
+        self._first_shares: dict[str, float] = {}
+        self._failures: Counter[str] = Counter()
+
+    def run(self) -> None:
+        """Time until the intervals are narrow enough or the budget is spent, and note what was cut."""
+        for workload_id, cases in self._session.qualified().items():
+            rough = [self._session.outcomes[case.id].qualified for case in cases]
+            self._round_s[workload_id] = max(MIN_ROUND_S, sum(known.rough_latency_s for known in rough if known))
+        looks = schedule.looks(self._measure.processes)
+        done = 0
+        try:
+            for look in looks:
+                active = self._still_wide() if done else list(self._round_s)
+                if not active:
+                    return
+                first = look == looks[0]
+                available_s = self._available_s() * (schedule.FIRST_LOOK_SHARE if first else 1.0)
+                deadline_s = time.monotonic() + available_s
+                for replicate in range(done, look):
+                    self._replicate(replicate, active, look, deadline_s)
+                done = look
+        except BudgetSpentError:
+            self._say_what_was_cut()
+
+    def _available_s(self) -> float:
+        return self._session.left_s - self._reserve_s()
+
+    def _still_wide(self) -> list[str]:
+        """The workloads whose widest interval is not narrow enough yet."""
+        samples = self._session.of_kind(SamplesRecord)
+        wide = []
+        for workload_id, cases in self._session.qualified().items():
+            # Samples of a case that has failed since no longer count.
+            ids = {case.id for case in cases}
+            widths = half_widths(
+                [
+                    record.model_copy(update={"arms": {name: arm for name, arm in record.arms.items() if name in ids}})
+                    for record in samples
+                    if record.workload_id == workload_id
+                ]
+            )
+            if (
+                self._failures[workload_id] < MAX_FAILURES
+                and max(widths.values(), default=0) > self._measure.half_width
+            ):
+                wide.append(workload_id)
+        return wide
+
+    def _replicate(self, replicate: int, active: Sequence[str], look: int, deadline_s: float) -> None:
+        samples = {(r.workload_id, r.replicate) for r in self._session.of_kind(SamplesRecord)}
+        ready = self._session.qualified()
+        todo = [key for key in active if key in ready and (key, replicate) not in samples]
+        todo = [key for key in todo if self._failures[key] < MAX_FAILURES]
+        if not todo:
+            return
+        if self._overheads.start_s > self._available_s():
+            raise BudgetSpentError
+        random.Random(f"{self._session.sweep.seed}/{replicate}").shuffle(todo)
+        with self._session.new_server() as server:
+            start_s = time.monotonic()
+            server.start()
+            self._overheads.saw_start(time.monotonic() - start_s)
+            if replicate < schedule.NUM_CEILING_REPLICATES:
+                self._ceilings(server, replicate)
+            shares = schedule.shares(
+                deadline_s - time.monotonic() + self._overheads.start_s,
+                look - replicate,
+                {key: self._round_s[key] for key in todo},
+                self._measure.min_rounds,
+                self._overheads,
+            )
+            if look > self._measure.processes:  # later looks want more processes, not longer ones
+                shares = {key: min(share, self._first_shares.get(key, share)) for key, share in shares.items()}
+            else:
+                self._first_shares |= shares
+            self._control(server, replicate, sum(shares.values()))
+            for key in todo:
+                current = f"{short_workload(self._workloads[key])} · process {replicate + 1} of {look}"
+                self._session.update("time", current, deadline_s - time.monotonic() + self._reserve_s())
+                self._time_workload(server, replicate, self._workloads[key], ready[key], shares[key])
+
+    def _time_workload(
+        self, server: ForkServer, replicate: int, workload: Workload, cases: Sequence[Case], share_s: float
+    ) -> None:
+        remaining = list(cases)
+        order_seed = random.Random(f"{self._session.sweep.seed}/{replicate}/{workload.id}").getrandbits(31)
+        while remaining:
+            if share_s + self._overheads.job(workload.id) > self._available_s():
+                raise BudgetSpentError
+            failed = self._session.make_files(server, workload, [])
+            if failed is not None:
+                self._uncharged(workload, failed)
+                return
+            start_s = time.monotonic()
+            job = TimeJob(
+                cases=remaining,
+                folder=str(self._session.scratch.folder(workload)),
+                order_seed=order_seed,
+                time_budget_s=share_s,
+                min_rounds=self._measure.min_rounds,
+            )
+            answer = server.execute(job, self._measure.timeout_s + share_s)
+            wall_s = time.monotonic() - start_s
+            if answer.status is Status.OK and answer.arms is not None:
+                self._session.record(
+                    SamplesRecord,
+                    workload_id=workload.id,
+                    replicate=replicate,
+                    arms=answer.arms,
+                    order_seed=order_seed,
+                    wall_s=wall_s,
+                    disturbance=answer.disturbance,
+                )
+                self._overheads.saw_job(workload.id, wall_s, share_s)
+                seen_s = sum(statistics.median(a.latency_s or [0.0]) * a.inner_calls for a in answer.arms.values())
+                self._round_s[workload.id] = max(MIN_ROUND_S, seen_s)
+                return
+            charged = [case for case in remaining if case.id == answer.case_id]
+            if not charged:
+                self._uncharged(workload, answer)
+                return
+            reason = f"while it was timed: {answer.reason}"
+            self._session.settle(charged[0], Answer(status=answer.status, reason=reason))
+            remaining.remove(charged[0])
+
+    def _uncharged(self, workload: Workload, answer: Answer) -> None:
+        """A failure that is no single case's fault costs the workload this replicate."""
+        self._failures[workload.id] += 1
+        given_up = "; it is given up" if self._failures[workload.id] == MAX_FAILURES else ""
+        name = short_workload(workload)
+        self._session.note("warning", f"{name} was not timed in one process: {answer.reason}{given_up}")
+
+    def _control(self, server: ForkServer, replicate: int, sampling_s: float) -> None:
+        if any(record.replicate == replicate for record in self._session.of_kind(ControlRecord)):
+            return
+        share_s = schedule.control_share(sampling_s)
+        if share_s > self._available_s():
+            raise BudgetSpentError
+        place = self._session.sweep.cases[0].workload
+        start_s = time.monotonic()
+        job = ControlJob(
+            device=place.device,
+            threads=place.threads,
+            planted_slowdown=self._measure.planted_slowdown,
+            order_seed=random.Random(f"{self._session.sweep.seed}/{replicate}/control").getrandbits(31),
+            time_budget_s=share_s,
+        )
+        answer = server.execute(job, self._measure.timeout_s + share_s)
+        if answer.status is not Status.OK:
+            self._session.note("warning", f"the self-test failed in one process: {answer.reason}")
+            return
+        self._session.record(
+            ControlRecord,
+            replicate=replicate,
+            arms=answer.arms,
+            planted_slowdown=self._measure.planted_slowdown,
+            wall_s=time.monotonic() - start_s,
+        )
+
+    def _ceilings(self, server: ForkServer, replicate: int) -> None:
+        known = {(r.what, r.device, r.dtype, r.threads, r.replicate) for r in self._session.of_kind(CeilingRecord)}
+        places = [self._workloads[key] for key in self._session.qualified()]
+        wanted = {("matmul", place.device, place.dtype, place.threads) for place in places}
+        wanted |= {(what, p.device, "float32", p.threads) for p in places for what in ("memory", "cache")}
+        share_s = schedule.ceiling_share(self._measure.budget_s, len(wanted) * schedule.NUM_CEILING_REPLICATES)
+        for what, device, dtype, threads in sorted(wanted):
+            if (what, device, dtype, threads, replicate) in known:
+                continue
+            self._session.update("ceilings", f"{what} {dtype}", self._available_s())
+            fields = {"what": what, "device": device, "dtype": dtype, "threads": threads}
+            answer = server.execute(
+                CeilingJob.model_validate(fields | {"time_budget_s": share_s}), self._measure.timeout_s
+            )
+            if answer.status is Status.OK:
+                self._session.record(
+                    CeilingRecord,
+                    replicate=replicate,
+                    per_s=answer.per_s,
+                    working_set_bytes=answer.working_set_bytes,
+                    **fields,
+                )
+            else:
+                self._session.note("warning", f"the {what} ceiling of {device} was not measured: {answer.reason}")
+
+    def _say_what_was_cut(self) -> None:
+        counts = Counter(record.workload_id for record in self._session.of_kind(SamplesRecord))
+        found = [counts[key] for key in self._session.qualified()]
+        short = sum(count < self._measure.processes for count in found)
+        if short:
+            text = (
+                f"the budget of {self._measure.budget_s:g} s was spent: {short} of {len(found)} workloads were timed "
+                f"in fewer than {self._measure.processes} processes (the fewest: {min(found)}); raise --budget or shorten "
+                "the sweep"
+            )
+        else:
+            text = (
+                f"the budget of {self._measure.budget_s:g} s was spent before every interval was narrower than "
+                f"±{self._measure.half_width:.1%}"
+            )
+        self._session.note("budget_spent", text)
