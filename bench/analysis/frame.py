@@ -43,13 +43,15 @@ COLUMNS = (
     "fastest_impl", "ratio", "ratio_low", "ratio_high", "verdict",
     "prepare_s", "first_call_s", "os_peak_bytes", "reserved_peak_bytes", "analytic_peak_bytes", "prepared_bytes",
     "flops", "moved_bytes", "worst_tensor", "checked_tokens",
-    "num_processes", "num_samples", "steady", "path", "gaps",
+    "num_processes", "num_samples", "inner_calls", "steady", "launch_bound", "path", "gaps",
 )  # fmt: skip
 """The columns, in the order of ``moebench show --csv``.
 
 ``ratio`` is the latency over that of ``fastest_impl``, from paired rounds with the interval corrected over the run, and
 ``verdict`` its plain word; empty for ``fastest_impl`` itself. ``fastest_impl`` is the winner of the workload or, where
 there is none, the exact implementation with the lowest estimate. ``capacity_factor`` is a number or the word ``none``.
+``inner_calls`` is how many calls one sample held; ``launch_bound`` says that the host took longer to issue a call than
+the device to do it, and is empty where the two are the same thing.
 """
 FROM_QUALIFIED = (
     "relative_error",
@@ -71,6 +73,7 @@ NUMBERS = (
     "peak_memory_bytes", "weight_bytes", "energy_j_per_token", "power_w", "dropped_fraction", "load_imbalance",
     "relative_error", "ratio", "ratio_low", "ratio_high", "prepare_s", "first_call_s", "os_peak_bytes",
     "reserved_peak_bytes", "analytic_peak_bytes", "prepared_bytes", "flops", "moved_bytes", "checked_tokens",
+    "inner_calls",
 )  # fmt: skip
 """Measured columns: floating point throughout, NaN where there is nothing."""
 
@@ -82,13 +85,17 @@ class Timing:
     Attributes:
         units: median latency in seconds, one number an independent replicate.
         num_samples: samples in all processes, warm-up not counted.
-        num_runs: processes, of which ``num_unsteady`` never got steady in their warm-up.
+        num_runs: processes, of which ``num_unsteady`` never got steady.
+        inner_calls: calls in one sample, the median over processes.
+        host_s: seconds in which the host issues one call, the median over processes; None on the CPU.
     """
 
     units: Floats
     num_samples: int
     num_runs: int
     num_unsteady: int
+    inner_calls: int = 1
+    host_s: float | None = None
 
     @property
     def steady(self) -> bool:
@@ -199,7 +206,9 @@ def _timed(
         "roofline_fraction": fraction,
         "num_processes": timing.units.size,
         "num_samples": timing.num_samples,
+        "inner_calls": timing.inner_calls,
         "steady": timing.steady,
+        "launch_bound": None if timing.host_s is None else timing.host_s > latency_s,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median, median_low
 
 from bench.analysis.comparisons import against, compare
 from bench.analysis.control import judge
@@ -89,11 +90,14 @@ def _timings(records: Sequence[SamplesRecord], ok: Iterable[str]) -> dict[str, T
     found = {}
     for case_id, units in latency_units(records, allowed=ok).items():
         arms = [record.arms[case_id] for record in records if case_id in record.arms]
+        host_s = [arm.host_s for arm in arms if arm.host_s is not None]
         found[case_id] = Timing(
             units=units,
             num_samples=sum(len(arm.latency_s) for arm in arms),
             num_runs=len(arms),
             num_unsteady=sum(not arm.steady for arm in arms),
+            inner_calls=median_low(arm.inner_calls for arm in arms),
+            host_s=median(host_s) if host_s else None,
         )
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 
@@ -21,17 +20,4 @@ def front(latency_s: ArrayLike, memory_bytes: ArrayLike) -> NDArray[np.bool_]:
             marked[index] = True
         else:
             marked[index] = memory == least_memory and latency == at_latency
-    return marked
-
-
-def pareto(frame: pd.DataFrame) -> pd.Series[bool]:
-    """Mark the rows of each workload that no other beats in both latency and peak memory.
-
-    Takes a table with :data:`bench.analysis.frame.COLUMNS`. Only exact implementations of the layer take
-    part, as in the ranking.
-    """
-    takes_part = frame["exact"] & (frame["semantics"] == "moe")
-    marked = pd.Series(data=False, index=frame.index)
-    for _, rows in frame[takes_part].groupby("workload_id", sort=False):
-        marked.loc[rows.index] = front(rows["latency_s"], rows["peak_memory_bytes"])
     return marked

@@ -10,7 +10,7 @@ import pandas as pd
 from bench.analysis.comparisons import MIN_PROCESSES
 from bench.analysis.frame import Timing
 from bench.analysis.model import Comparison, Control, Verdict
-from bench.store.schema import AnyRecord, NoteRecord, RunInfo, SamplesRecord
+from bench.store.schema import AnyRecord, CaseRecord, NoteRecord, RunInfo, SamplesRecord
 
 MAX_STEAL = 0.02
 """Share of a processor that may go to other tenants before it is worth a warning."""
@@ -40,6 +40,12 @@ def collect_warnings(
     if not finished:
         found.append(f"The run did not finish; `moebench run --resume {info.run_id}` goes on with it.")
     found += [note.text for note in notes if note.event in ("warning", "budget_spent") and note.text]
+    found += [
+        record.qualified.routing.note
+        for record in records
+        if isinstance(record, CaseRecord) and record.qualified and record.qualified.routing
+        if record.qualified.routing.note
+    ]
     found += _environments(info, records)
     found += _table(info, frame)
     found += _processes(timings)
@@ -81,6 +87,12 @@ def _table(info: RunInfo, frame: pd.DataFrame) -> Iterator[str]:
             f"{_cases(len(above))} run with up to {above['threads'].max()} threads on {cores} cores: threads then wait"
             " for each other; set threads to the number of cores."
         )
+    bound = frame[frame["launch_bound"].eq(True)]
+    if len(bound):
+        yield (
+            f"{_cases(len(bound))} launch-bound: the host takes longer to issue a call than the device to do it, so the"
+            " time says little about the device; more tokens, or CUDA graphs, would."
+        )
     untimed = frame[(frame["status"] == "ok") & frame["latency_s"].isna()]
     if len(untimed):
         yield f"{_cases(len(untimed))} right but not timed; resume the run, or give it a larger budget."
@@ -101,7 +113,7 @@ def _steadiness(frame: pd.DataFrame, timings: Mapping[str, Timing]) -> Iterator[
         worst = max(sorted(restless), key=lambda case_id: restless[case_id].num_unsteady / restless[case_id].num_runs)
         impl = frame.loc[frame["case_id"] == worst, "impl"].iloc[0]
         yield (
-            f"{_cases(len(restless))} not steady when the warm-up ended in most of their processes (most: {impl}, in"
+            f"{_cases(len(restless))} not steady in most of their processes (most: {impl}, in"
             f" {restless[worst].num_unsteady} of {restless[worst].num_runs}); give a larger budget."
         )
 

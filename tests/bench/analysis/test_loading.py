@@ -17,11 +17,11 @@ from bench.analysis import analyse, load
 from bench.analysis.frame import COLUMNS, NUMBERS, Timing, build_frame
 from bench.analysis.loading import in_samples_fraction
 from bench.analysis.model import Verdict
-from bench.analysis.pareto import pareto
+from bench.analysis.pareto import front
 from bench.analysis.roofline import Ceilings
 from bench.errors import ResultsError
 from bench.store.log import append, create_run
-from bench.store.schema import AnyRecord, Disturbance, EnergyRecord, Status
+from bench.store.schema import AnyRecord, Disturbance, EnergyRecord, RoutingFacts, Status
 
 WORKLOAD = making.workload()
 TRUE_S = {"grouped": 1e-3, "loop": 2e-3, "dense": 0.5e-3}
@@ -97,7 +97,7 @@ def test_everything_that_an_ok_case_lacks_has_its_reason() -> None:
         energy("dense", reason="not_supported: no meter"),
     ]
     frame = analyse(making.info, records).frame.set_index("impl")
-    follows = {"latency_low_s", "latency_high_s", "tokens_per_s", "flops_per_s", "roofline_fraction"}
+    follows = {"latency_low_s", "latency_high_s", "tokens_per_s", "flops_per_s", "roofline_fraction", "inner_calls"}
     ranking = {"ratio", "ratio_low", "ratio_high"}  # empty for what was not compared
     for impl in ("loop", "dense"):
         row = frame.loc[impl]
@@ -172,10 +172,13 @@ def test_time_inside_samples_is_counted_over_all_sessions() -> None:
 
 def test_warnings_give_the_evidence() -> None:
     busy = Disturbance(steal_s=0.5, cpu_pressure_s=0.4)
+    repeated = RoutingFacts(
+        tokens_per_expert=[32] * 8, dropped_fraction=0.0, load_imbalance=1.0, note="The trace was repeated 3 times."
+    )
     records: list[AnyRecord] = [
         making.note("started", 0.0),
         making.case("loop", making.workload(threads=4)),
-        making.case("einsum", WORKLOAD),
+        making.case("einsum", WORKLOAD, qualified=making.qualified(routing=repeated)),
         making.case("grouped", WORKLOAD, qualified=making.qualified(checked_tokens=16, moved_bytes=10**9)),
         *making.control(),
         making.ceiling("matmul", [1e12]),
@@ -192,6 +195,7 @@ def test_warnings_give_the_evidence() -> None:
     for evidence in (
         "line 7 is not a valid record",
         "The budget of 40 s is spent.",
+        "The trace was repeated 3 times.",
         "1 other environment ",
         "1 case was faster than the measured ceilings allow (most: grouped",
         "sample of their tokens only (at least 16)",
@@ -252,18 +256,24 @@ def test_a_ceiling_is_the_best_process_and_shows_its_range() -> None:
 
 
 def test_the_front_holds_what_nobody_beats_in_both() -> None:
-    memory = {"fast": 9, "lean": 1, "beaten": 9, "twin_of_lean": 1, "leaner_but_slower": 0}
-    true_s = {"fast": 1.0, "lean": 2.0, "beaten": 3.0, "twin_of_lean": 2.0, "leaner_but_slower": 4.0}
-    records: list[AnyRecord] = [
-        making.case(impl, WORKLOAD, qualified=making.qualified(allocator_peak_bytes=memory[impl])) for impl in memory
-    ]
-    records += [
-        making.case("dense", WORKLOAD, qualified=making.qualified(allocator_peak_bytes=0)),
-        making.case("untimed", WORKLOAD),
-        making.samples(WORKLOAD, 0, {impl: [seconds] for impl, seconds in {**true_s, "dense": 0.1}.items()}),
-    ]
-    frame = analyse(making.info, records).frame
-    assert set(frame["impl"][pareto(frame)]) == {"fast", "lean", "twin_of_lean", "leaner_but_slower"}
+    #            fast, lean, beaten, like lean, leaner but slower, as fast and fatter, unknown
+    latency_s = [1.0, 2.0, 3.0, 2.0, 4.0, 1.0, math.nan]
+    memory_bytes = [9, 1, 9, 1, 0, 10, 0]
+    assert front(latency_s, memory_bytes).tolist() == [True, True, False, True, True, False, False]
+    assert front([], []).tolist() == []
+
+
+@pytest.mark.parametrize(("host_s", "bound"), [(2e-3, True), (1e-6, False), (None, None)])
+def test_a_launch_bound_case_is_labelled(host_s: float | None, bound: bool | None) -> None:
+    record = making.samples(WORKLOAD, 0, {"grouped": [1e-3]})
+    arms = {
+        case_id: arm.model_copy(update={"host_s": host_s, "inner_calls": 8}) for case_id, arm in record.arms.items()
+    }
+    analysis = analyse(making.info, [making.case("grouped", WORKLOAD), record.model_copy(update={"arms": arms})])
+    row = analysis.frame.iloc[0]
+    assert row["launch_bound"] == bound
+    assert row["inner_calls"] == 8
+    assert any("launch-bound" in warning for warning in analysis.warnings) == bool(bound)
 
 
 def test_every_figure_is_the_same_whatever_the_order_of_processes() -> None:
