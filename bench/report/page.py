@@ -193,10 +193,10 @@ def _inlined(pictures: Sequence[Pictures]) -> set[str]:
     result: set[str] = set()
     for of_run in pictures:
         for picture in of_run.every:
-            room -= len(picture.inline_svg.encode())
-            if room < 0:
-                return result
-            result.add(picture.slug)
+            size = len(picture.inline_svg.encode())
+            if size <= room:
+                room -= size
+                result.add(picture.slug)
     return result
 
 
@@ -208,6 +208,7 @@ def _style_sheet() -> str:
     """The style sheet; dark holds where the system asks for it or the reader chose it."""
     dark = _asset("dark.css")
     return (
-        f"{_asset('report.css')}{_asset('figures.css')}@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{\n{dark}}} }}\n"
+        f"{_asset('report.css')}{_asset('figures.css')}"
+        f"@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{\n{dark}}} }}\n"
         f":root[data-theme=dark] {{\n{dark}}}\n"
     )

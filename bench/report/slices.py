@@ -23,27 +23,25 @@ class Slice:
     rows: pd.DataFrame
 
 
-def slices(frame: pd.DataFrame, axis: str) -> list[Slice]:
-    """Every slice along ``axis`` that has at least two values of it, in the order of the other fields."""
+def slices(frame: pd.DataFrame, axis: str, limit: int | None = None) -> tuple[list[Slice], int]:
+    """Slices along ``axis`` that have at least two values of it, in the order of the other fields, and their number.
+
+    With a limit at most so many are given: of those with the most values of the axis, evenly spaced ones.
+    """
     if frame.empty or frame[axis].nunique() < 2:
-        return []
+        return [], 0
     others = [name for name in WORKLOAD_FIELDS if name != axis and frame[name].nunique(dropna=False) > 1]
     if not others:
-        return [Slice({}, frame)]
-    return [
-        Slice(dict(zip(others, key, strict=True)), rows)
-        for key, rows in frame.groupby(others, sort=True, dropna=False)
-        if rows[axis].nunique() > 1
-    ]
-
-
-def pick(found: list[Slice], axis: str, limit: int) -> list[Slice]:
-    """At most ``limit`` slices: those with the most values of the axis, evenly spaced among equals, in order."""
-    if len(found) <= limit:
-        return found
-    most = max(piece.rows[axis].nunique() for piece in found)
-    full = [piece for piece in found if piece.rows[axis].nunique() == most]
-    return evenly(full, limit)
+        return [Slice({}, frame)], 1
+    groups = frame.groupby(others, sort=True, dropna=False)
+    number = groups.ngroup().to_numpy()
+    counts = groups[axis].nunique().to_numpy()
+    found = [i for i, count in enumerate(counts) if count > 1]
+    chosen = found
+    if limit is not None and len(found) > limit:
+        chosen = evenly([i for i in found if counts[i] == counts.max()], limit)
+    pieces = [frame[number == i] for i in chosen]
+    return [Slice({name: rows.iloc[0][name] for name in others}, rows) for rows in pieces], len(found)
 
 
 def evenly(items: list[Any], limit: int) -> list[Any]:
@@ -58,7 +56,7 @@ def shown_axes(frame: pd.DataFrame) -> dict[str, str]:
     result: dict[str, str] = {}
     for axis in AXES:
         num_values = frame[axis].nunique()
-        if slices(frame, axis):
+        if slices(frame, axis, limit=1)[1]:
             result[axis] = ""
         elif num_values > 1:
             result[axis] = "no two measured workloads differ in it alone"

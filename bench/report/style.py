@@ -1,4 +1,4 @@
-"""How pictures look: one colour, marker and dash for each implementation everywhere, plain logarithmic ticks, end labels.
+"""How pictures look: one colour, marker and dash for each implementation everywhere, and plain logarithmic ticks.
 
 Colours of implementations are those of Okabe and Ito (Color Universal Design, 2008), which readers with any colour
 vision can tell apart and which stand out on white and on black. Baselines compute something else on purpose, so they
@@ -156,6 +156,9 @@ def scale_for(values: Iterable[float], units: Sequence[tuple[float, str]]) -> tu
     middle = ordered[len(ordered) // 2] if ordered else 0.0
     return max((unit for unit in units if unit[0] <= middle), default=units[0])
 
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+TO = "\N{EN DASH}"
 
 TIME_UNITS = ((1e-6, "µs"), (1e-3, "ms"), (1.0, "s"))
 BYTE_UNITS = ((1.0, "B"), (2.0**10, "KiB"), (2.0**20, "MiB"), (2.0**30, "GiB"))

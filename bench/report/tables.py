@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bench.report.slices import evenly
-from bench.report.style import BYTE_UNITS, ENERGY_UNITS, RATE_UNITS, TIME_UNITS, scale_for
+from bench.report.style import BYTE_UNITS, ENERGY_UNITS, RATE_UNITS, TIME_UNITS, TIMES, TO, scale_for
 from bench.report.view import AXES, FIELD_WORDS, WORKLOAD_FIELDS, View, field_value
 from bench.units import three_digits
 
@@ -74,7 +74,7 @@ def heat_table(view: View) -> Table:
                 cells.append(Cell("1", kind="won" if winner.impl else "open"))
             elif ratio is None:
                 word, reason = status.get((workload_id, impl), ("", ""))
-                cells.append(Cell(word.replace("_", " ").removeprefix("ok") or "–", kind="none", title=reason))  # noqa: RUF001 - an en dash stands for nothing
+                cells.append(Cell(word.replace("_", " ").removeprefix("ok") or TO, kind="none", title=reason))
             else:
                 kind = "base" if look.baseline else "open" if impl in contenders else "behind"
                 shade = 0.0 if look.baseline else min(1.0, max(0.0, math.log2(ratio.value) / 3))
@@ -84,7 +84,7 @@ def heat_table(view: View) -> Table:
 
 
 def row_table(views: Sequence[View], limit: int = MAX_ROWS) -> tuple[list[Column], list[list[Cell]]]:
-    """Every row, or the first ``limit`` of them with those that were timed first, and the columns that say something."""
+    """The columns that say something, and every row or the first ``limit`` of them, timed ones first."""
     frame = pd.concat([view.frame.assign(run=view.analysis.info.run_id) for view in views], ignore_index=True)
     varying = [name for name in WORKLOAD_FIELDS if frame[name].nunique(dropna=False) > 1]
     if len(frame) > limit:
@@ -104,7 +104,7 @@ def row_table(views: Sequence[View], limit: int = MAX_ROWS) -> tuple[list[Column
     joules = scale_for(frame["energy_j_per_token"].dropna(), ENERGY_UNITS)
     for name, words, size, bounds in (
         ("latency_s", f"latency, {time[1]}", time[0], ("latency_low_s", "latency_high_s")),
-        ("ratio", "× the fastest", 1.0, ("ratio_low", "ratio_high")),
+        ("ratio", f"{TIMES} the fastest", 1.0, ("ratio_low", "ratio_high")),
         ("tokens_per_s", f"{rate[1]}tokens/s", rate[0], None),
         ("flops_per_s", f"{flops[1]}FLOP/s", flops[0], None),
         ("roofline_fraction", "% of ceiling", 0.01, None),
@@ -140,7 +140,7 @@ def _ratio(value: float) -> str:
 
 
 def _span(low: float, high: float, show: Callable[[float], str]) -> str:
-    return f"{show(low)}–{show(high)}"  # noqa: RUF001 - an en dash is a range's sign
+    return f"{show(low)}{TO}{show(high)}"
 
 
 def _text(name: str) -> Callable[[dict[Hashable, Any]], Cell]:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from bench.analysis.model import Winner
+from bench.report.style import TIMES, TO
 from bench.report.view import View, without_paths
 from bench.units import percent, three_digits
 
@@ -74,9 +75,11 @@ def lede(view: View) -> str:
     leads = _leads(view, best) if best else []
     if leads:
         middle = statistics.median(leads)
-        span = f", from {three_digits(min(leads))}× to {three_digits(max(leads))}×" if len(leads) > 1 else ""
+        span = (
+            f", from {three_digits(min(leads))}{TIMES} to {three_digits(max(leads))}{TIMES}" if len(leads) > 1 else ""
+        )
         verb = "takes" if len(leads) == 1 else "typically takes"
-        parts.append(f"Where {best} wins, the next layer {verb} {three_digits(middle)}× its time{span}.")
+        parts.append(f"Where {best} wins, the next layer {verb} {three_digits(middle)}{TIMES} its time{span}.")
     return " ".join(parts)
 
 
@@ -89,7 +92,7 @@ def tiles(view: View) -> list[Tile]:
         leads = _leads(view, best)
         if leads:
             note = "median; next layer's time over the winner's"
-            result.append(Tile("Lead over the next", f"{three_digits(statistics.median(leads))}×", note))
+            result.append(Tile("Lead over the next", f"{three_digits(statistics.median(leads))}{TIMES}", note))
     floor = view.analysis.control.noise_floor
     if floor is not None:
         result.append(Tile("Noise floor", percent(floor), "smaller differences cannot be seen in this run"))
@@ -99,7 +102,7 @@ def tiles(view: View) -> list[Tile]:
     processes = view.timed["num_processes"].dropna()
     if len(processes) and processes.max() > 0:
         low, high = int(processes.min()), int(processes.max())
-        span = f"{low}" if low == high else f"{low}–{high}"  # noqa: RUF001 - an en dash is a range's sign
+        span = f"{low}" if low == high else f"{low}{TO}{high}"
         result.append(Tile("Processes a case", span, "independent; the intervals are over these"))
     return result
 

@@ -120,6 +120,8 @@ def finish(figure: Figure, slug: str, title: str, caption: str) -> Picture:
     """Draws the figure into its two formats; the same data gives the same bytes."""
     svg, png = io.StringIO(), io.BytesIO()
     with house_style(slug):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # one layout for both formats
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
     text = svg.getvalue().replace("<defs>", f"{_inks()}\n<defs>", 1)

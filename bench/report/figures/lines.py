@@ -10,21 +10,23 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from bench.report.figures.canvas import Picture, finish, fraction, grid, headline, log_axis
-from bench.report.slices import Slice, evenly, pick, slices
+from bench.report.slices import Slice, evenly, slices
 from bench.report.style import (
     HOLLOW,
     INK,
     MUTED,
     RATE_UNITS,
-    house_style,
     TIME_UNITS,
     Look,
+    house_style,
     scale_for,
     spread,
 )
 from bench.report.view import FIELD_WORDS, View, describe, field_value
 
 MAX_PANELS = 9
+MAX_PANELS_OF_MANY = 4
+MANY_VALUES = 16
 _PANEL_IN = 2.55
 
 
@@ -69,10 +71,10 @@ def axis_picture(view: View, quantity: Quantity, axis: str, slug_prefix: str = "
     """One quantity against one axis, a panel a slice; None where no slice has two values of both."""
     frame = _with_bounds(view.frame)
     positive = frame[frame[quantity.column].notna() & (frame[quantity.column] > 0)]
-    found = slices(positive, axis)
-    if not found:
+    limit = MAX_PANELS if positive[axis].nunique() <= MANY_VALUES else MAX_PANELS_OF_MANY
+    shown, num_slices = slices(positive, axis, limit)
+    if not shown:
         return None
-    shown = pick(found, axis, MAX_PANELS)
     rows = pd.concat([piece.rows for piece in shown])
     size, unit = scale_for(rows[quantity.column], quantity.units)
     positions = _positions(axis, sorted(rows[axis].unique()))
@@ -97,15 +99,14 @@ def axis_picture(view: View, quantity: Quantity, axis: str, slug_prefix: str = "
     word = FIELD_WORDS[axis]
     title = f"{quantity.word} against {word}"
     headline(figure, title, view.slice_words)
-    cut = f" {len(shown)} of {len(found)} slices are drawn; the table has all." if len(shown) < len(found) else ""
+    cut = f" {len(shown)} of {num_slices} slices are drawn; the table has all." if len(shown) < num_slices else ""
+    by_value = axis == "capacity_factor"  # dropless has no place on a logarithmic axis
     caption = (
-        f"Follow one colour from left to right to see what more {word} cost{'' if word.endswith('s') else 's'}; "
-        f"{quantity.better}. Solid lines compute the layer, grey dashed ones are baselines that compute something else."
-        f" The band is the interval; where none is seen it is narrower than the line. Both axes are logarithmic and shared by all panels.{cut}"
+        f"Follow one colour from left to right to see what a larger {_axis_words(axis).split(':')[0]} does; "
+        f"{quantity.better}. Solid lines compute the layer, grey dashed ones are baselines that do something else. "
+        "The band is the interval; where none is seen it is narrower than the line. "
+        f"{'The vertical axis is' if by_value else 'Both axes are'} logarithmic, and all panels share theirs.{cut}"
     )
-    if axis == "capacity_factor":
-        caption = caption.replace("Both axes are logarithmic and", "The vertical axis is logarithmic and both are")
-        caption = caption.replace("what more capacity costs", "what more capacity per expert costs")
     return finish(figure, f"{slug_prefix}{quantity.slug}-{axis.replace('_', '-')}", title, caption)
 
 
@@ -125,7 +126,7 @@ def _axis_words(axis: str) -> str:
     return {
         "capacity_factor": "capacity factor",
         "num_experts": "number of experts",
-        "num_tokens": "tokens in a call",
+        "num_tokens": "number of tokens in a call",
         "top_k": "top-k: experts a token is sent to",
     }.get(axis, axis)
 

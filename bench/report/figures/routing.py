@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from bench.report.figures.canvas import Picture, finish, grid, headline
 from bench.report.slices import evenly
 from bench.report.style import MUTED, house_style

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from bench.analysis.pareto import front
 from bench.report.figures.canvas import Picture, finish, grid, headline, log_axis
 from bench.report.figures.memory import best_covered
-from bench.report.style import BYTE_UNITS, HOLLOW, INK, MUTED, house_style, TIME_UNITS, scale_for
+from bench.report.style import BYTE_UNITS, HOLLOW, INK, MUTED, TIME_UNITS, house_style, scale_for
 from bench.report.view import View
 
 MAX_PANELS = 4
@@ -42,9 +42,9 @@ def tradeoff_picture(view: View, slug_prefix: str = "") -> Picture | None:
     title = "Time against memory"
     headline(figure, title, view.slice_words)
     caption = (
-        "The best corner is at the lower left. The stepped line is the front: an implementation on it can only be beaten "
-        "in time by paying memory, or in memory by paying time; whatever is above and right of the line is beaten in "
-        "both. Baselines (hollow, grey) are shown for scale and are never on the front."
+        "The best corner is at the lower left. The stepped line is the front: whatever is on it can only be beaten in "
+        "time by paying memory, or in memory by paying time; what is above and right of the line is beaten. "
+        "Baselines (hollow, grey) are shown for scale and are never on the front."
     )
     if len(shown) < len(view.workloads):
         caption += f" {len(shown)} of {len(view.workloads)} workloads are drawn; the table has all."

@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import make_analysis  # type: ignore[import-not-found] # the folder's conftest, not a package
+    from conftest import make_analysis
 
     return write_report([make_analysis()], tmp_path_factory.mktemp("report")).parent
 

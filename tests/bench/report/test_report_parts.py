@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.analysis.model import Analysis
+from bench.report.figures.canvas import grid
+from bench.report.slices import evenly, shown_axes, slices
+from bench.report.style import LOOKS, log_ticks, looks_for, plain, spread
+from bench.report.tables import heat_table, row_table
+from bench.report.view import make_view, short_names, without_paths
+from bench.report.words import headline, wins
+from impls.spec import LayerSpec
+
+positive = st.floats(1e-9, 1e12)
+
+
+@given(positive, st.floats(1.0, 1e6))
+@settings(deadline=None)
+def test_log_ticks_enclose_the_data_and_are_one_two_five(low: float, factor: float) -> None:
+    ticks = log_ticks(low, low * factor)
+    assert ticks[0] <= low
+    assert ticks[-1] >= low * factor
+    assert 2 <= len(ticks) <= 12
+    assert ticks == sorted(set(ticks))
+    assert all(f"{tick:e}"[0] in "1235" for tick in ticks)
+
+
+@given(st.lists(st.floats(0, 1), max_size=12), st.floats(0.01, 0.5))
+@settings(deadline=None)
+def test_spread_labels_keep_order_distance_and_bounds(positions: list[float], gap: float) -> None:
+    placed = spread(positions, gap, 0.0, 1.0)
+    fitting = min(gap, 1 / max(1, len(positions) - 1))
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    assert all(-1e-9 <= place <= 1 + 1e-9 for place in placed)
+    assert all(placed[b] - placed[a] >= fitting - 1e-9 for a, b in itertools.pairwise(order))
+
+
+def test_spread_leaves_labels_that_do_not_touch() -> None:
+    assert spread([0.9, 0.1], 0.2, 0.0, 1.0) == pytest.approx([0.9, 0.1])
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.002, "0.002"), (0.5, "0.5"), (5.0, "5"), (20000.0, "20,000")])
+def test_ticks_are_plain_numbers(value: float, text: str) -> None:
+    assert plain(value) == text
+
+
+def test_looks_are_one_a_name_and_do_not_depend_on_who_else_is_there() -> None:
+    assert len({(look.colour, look.marker, str(look.dash)) for look in LOOKS.values()}) == len(LOOKS)
+    assert looks_for({"loop": "moe"})["loop"] == looks_for({"grouped": "moe", "loop": "moe"})["loop"]
+    mixed = looks_for({"dense": "dense", "mine.py:A": "moe", "mine.py:B": "moe", "loop": "moe"})
+    assert list(mixed) == ["loop", "mine.py:A", "mine.py:B", "dense"]
+    assert mixed["mine.py:A"] != mixed["mine.py:B"]
+    assert not {look.colour for name, look in mixed.items() if "mine" in name} & {
+        look.colour for look in LOOKS.values()
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "shared"),
+    [
+        ("cannot open /home/me/data/file.npy: denied", "cannot open file.npy: denied"),
+        ("--results=/home/me/results", "--results=results"),
+        ("in '/home/me/x/layer.py', line 3", "in 'layer.py', line 3"),
+        ("~/mine/file.py and C:\\Users\\me\\file.py", "file.py and file.py"),
+        ("half/width 3.1 tokens/s, and/or 1/2", "half/width 3.1 tokens/s, and/or 1/2"),
+    ],
+)
+def test_absolute_paths_are_cut_and_nothing_else(text: str, shared: str) -> None:
+    assert without_paths(text) == shared
+
+
+def test_short_names_are_never_two_alike() -> None:
+    names = short_names(["a/layer.py:M", "b/layer.py:M", "loop"])
+    assert names == {"a/layer.py:M": "layer.py:M", "b/layer.py:M": "layer.py:M #2", "loop": "loop"}
+
+
+def test_slices_differ_in_the_axis_and_the_implementation_only(analysis: Analysis) -> None:
+    view = make_view(analysis)
+    found, total = slices(view.timed, "num_experts")
+    assert len(found) == total == 9
+    assert len(slices(view.timed, "num_experts", limit=4)[0]) == 4
+    for piece in found:
+        assert piece.rows[["top_k", "capacity_factor"]].drop_duplicates().shape[0] == 1
+        assert set(piece.rows["num_experts"]) == {8, 32, 128}
+    assert shown_axes(view.timed) == {"num_experts": "", "top_k": "", "capacity_factor": ""}
+
+
+def test_evenly_keeps_both_ends() -> None:
+    assert evenly(list(range(100)), 3) == [0, 50, 99]
+    assert evenly([1, 2], 3) == [1, 2]
+
+
+def test_dropless_sorts_after_every_capacity(analysis: Analysis) -> None:
+    view = make_view(analysis)
+    assert set(view.frame["capacity_factor"]) == {1.0, 1.25, math.inf}
+    assert set(analysis.frame["capacity_factor"]) == {"none", 1.0, 1.25}
+
+
+def test_ratio_turns_round_with_its_interval(analysis: Analysis) -> None:
+    view = make_view(analysis)
+    pair = analysis.comparisons[0]
+    there, back = (view.ratio(pair.workload_id, *names) for names in ((pair.impl, pair.base), (pair.base, pair.impl)))
+    assert there is not None
+    assert back is not None
+    assert back.value == pytest.approx(1 / there.value)
+    assert back.low < back.value < back.high
+
+
+def test_headline_counts_the_winners(analysis: Analysis) -> None:
+    view = make_view(analysis)
+    won = wins(view)
+    best = next(iter(won))
+    assert won[best] == max(won.values())
+    assert f"{best} is the fastest layer on {won[best]} of {len(analysis.winners)} workloads." == headline(view)
+
+
+def test_heat_table_marks_one_winner_and_never_a_baseline(analysis: Analysis) -> None:
+    view = make_view(analysis)
+    table = heat_table(view)
+    assert len(table.rows) == len(view.workloads) == 27
+    for _, cells in table.rows:
+        kinds = dict(zip(table.columns, (cell.kind for cell in cells), strict=True))
+        assert sum(kind == "won" for kind in kinds.values()) <= 1
+        assert not any(view.looks[name].baseline for name, kind in kinds.items() if kind in {"won", "open"})
+        assert all(cell.interval for cell in cells if cell.kind in {"behind", "base"})
+
+
+def test_rows_past_the_limit_are_the_untimed_ones(analysis: Analysis) -> None:
+    view = make_view(analysis)
+    timed = len(view.timed)
+    columns, rows = row_table([view], limit=timed)
+    status = [column.name for column in columns].index("status")
+    assert len(rows) == timed < len(view.frame)
+    assert {row[status].text for row in rows} == {"ok"}
+
+
+def test_columns_with_nothing_to_say_are_left_out(analysis: Analysis) -> None:
+    names = {column.name for column in row_table([make_view(analysis)])[0]}
+    assert not {"energy_j_per_token", "power_w", "dtype", "num_tokens"} & names
+    assert {"num_experts", "latency_s", "reason"} <= names
+
+
+def test_panels_share_their_axes() -> None:
+    _, panels = grid(5, 3, 2.0)
+    assert len(panels) == 5
+    panels[0].set_xlim(3, 4)
+    panels[0].set_ylim(5, 6)
+    assert panels[4].get_xlim() == (3, 4)
+    assert panels[4].get_ylim() == (5, 6)
+
+
+def test_every_field_of_a_layer_is_part_of_the_workload(analysis: Analysis) -> None:
+    view = make_view(analysis)
+    fields = LayerSpec(d_model=1, d_ff=1, num_experts=1, top_k=1).to_dict()
+    assert set(fields) <= set(view.fixed) | set(view.varying)
+    assert isinstance(view.frame, pd.DataFrame)
