@@ -126,17 +126,20 @@ def print_summary(console: Console, analysis: Analysis) -> None:
         console.print(escape(winner.sentence))
     console.print(escape(analysis.control.sentence))
     for warning in analysis.warnings:
-        console.print(escape(f"Warning: {warning}"), style="yellow")
+        if warning != analysis.control.sentence:
+            console.print(escape(f"Warning: {warning}"), style="yellow")
     for sentence in failures(analysis):
         console.print(escape(sentence), style="red")
     console.print(f"Next: moebench report {escape(analysis.info.run_id)}")
 
 
 def failures(analysis: Analysis) -> Sequence[str]:
-    """One sentence for every way in which rows ended other than ok, most frequent first."""
+    """One sentence for every way in which rows ended other than ok, with who ended so."""
     failed = analysis.frame[analysis.frame["status"] != Status.OK.value]
-    counts = Counter(zip(failed["status"], failed["impl"], failed["reason"], strict=True))
+    groups: dict[tuple[str, str], Counter[str]] = {}
+    for status, impl, reason in zip(failed["status"], failed["impl"], failed["reason"], strict=True):
+        groups.setdefault((status, reason), Counter())[impl] += 1
     return [
-        f"{count} row{'s' * (count != 1)} {status}: {impl}: {reason}"
-        for (status, impl, reason), count in counts.most_common()
+        f"{impls.total()} row{'s' * (impls.total() != 1)} {status} ({', '.join(impls)}): {reason}"
+        for (status, reason), impls in groups.items()
     ]

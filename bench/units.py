@@ -22,13 +22,14 @@ def parse_duration(text: str) -> float:
 
 
 def duration(seconds: float) -> str:
-    """A stretch of time to the second, as :func:`parse_duration` reads it: ``8s``, ``2m 05s``, ``1h 02m``."""
+    """A stretch of time to the second (to the minute from an hour on), as :func:`parse_duration` reads it: ``8s``, ``2m 05s``, ``1h 02m``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:
         return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}h {minutes % 60:02d}m"
 
 
 def latency(seconds: float) -> str:
