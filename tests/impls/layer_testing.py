@@ -52,7 +52,7 @@ def reference_step(
     leaves = {name: p.detach().double().requires_grad_() for name, p in weights.named_parameters()}
     x = x_TD.detach().double().requires_grad_()
     output = reference(semantics, spec, leaves, x, ids_TK)
-    output.backward(grad_TD.double())
+    torch.autograd.backward(output, grad_TD.double())
     every = leaves | {"input": x}
     gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in every.items()}
     return Step(output.detach(), gradients)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import pytest
 import torch
@@ -32,9 +33,12 @@ def specs(draw: st.DrawFn, capacity: bool = False) -> LayerSpec:
     return make_spec(d_model=8, d_ff=8, **fields)
 
 
-def laws(**strategies: st.SearchStrategy[Any]) -> Any:
-    def decorate(test: Any) -> Any:
-        return settings(deadline=None, max_examples=8)(given(**strategies)(test))
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+def laws(**strategies: st.SearchStrategy[Any]) -> Callable[[Test], Test]:
+    def decorate(test: Test) -> Test:
+        return cast("Test", settings(deadline=None, max_examples=8)(given(**strategies)(test)))
 
     return decorate
 
