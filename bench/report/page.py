@@ -25,7 +25,7 @@ from bench.report.figures.tradeoff import tradeoff_picture
 from bench.report.slices import shown_axes
 from bench.report.tables import Cell, Column, failures, heat_table, row_table
 from bench.report.view import FIELD_WORDS, View, field_value, without_paths
-from bench.units import rate
+from bench.units import percent, rate
 
 MAX_PAGE_BYTES = 1_450_000
 MAX_PICTURES_BYTES = 950_000
@@ -108,6 +108,7 @@ def _fill(
         loader=PackageLoader("bench.report", "assets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["safe_svg"] = Markup  # matplotlib escapes the text that it writes into an SVG
+    numeric = [i for i, column in enumerate(columns, start=1) if column.numeric]  # they stand together
     frame_impls = [impl for view in views for impl in view.looks]
     return environment.get_template("index.html.j2").render(
         title=f"{words.headline(views[0])} · moebench",
@@ -119,6 +120,7 @@ def _fill(
         max_sentences=words.MAX_SENTENCES,
         columns=columns,
         rows=rows,
+        numeric_columns=(numeric[0], numeric[-1]) if numeric else (1, 0),
         num_rows=sum(len(view.frame) for view in views),
         impls=list(dict.fromkeys(frame_impls)),
         statuses=sorted({str(status) for view in views for status in view.frame["status"]}),
@@ -157,7 +159,7 @@ def _run(view: View, pictures: Pictures, prefix: str) -> dict[str, Any]:
         "failures": failures(view),
         "gaps": missing,
         "command": _command(info.command),
-        "in_samples": analysis.in_samples_fraction and f"{analysis.in_samples_fraction:.0%}",
+        "in_samples": analysis.in_samples_fraction and percent(analysis.in_samples_fraction),
         "environment": [(name, without_paths(value)) for name, value in _flat(info.environment)],
         "config": without_paths(json.dumps(info.config, indent=2, ensure_ascii=False)),
         **{
