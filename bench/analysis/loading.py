@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median, median_low
 
+import numpy as np
+
 from bench.analysis.comparisons import against, compare
 from bench.analysis.control import judge
 from bench.analysis.frame import Timing, build_frame
@@ -108,7 +110,7 @@ def _rankable(cases: Iterable[CaseRecord], timings: dict[str, Timing]) -> dict[s
     for record in sorted(cases, key=lambda record: (record.case.workload.id, record.case.impl)):
         latencies = rankable.setdefault(record.case.workload.id, {})
         if record.case_id in timings and record.exact and record.semantics == "moe":
-            latencies[record.case.impl] = float(timings[record.case_id].units.mean())
+            latencies[record.case.impl] = float(np.median(timings[record.case_id].units))
     return rankable
 
 

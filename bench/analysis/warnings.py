@@ -102,8 +102,8 @@ def _processes(timings: Mapping[str, Timing]) -> Iterator[str]:
     few = [timing.units.size for timing in timings.values() if timing.units.size < MIN_PROCESSES]
     if few:
         yield (
-            f"{_cases(len(few))} timed in only {min(few)} independent processes or a few more; verdicts need"
-            f" {MIN_PROCESSES}. Give a larger budget, or fewer cases."
+            f"{_cases(len(few))} timed in too few independent processes for a verdict (the fewest: {min(few)}, needed:"
+            f" {MIN_PROCESSES}); give a larger budget, or fewer cases."
         )
 
 

@@ -87,7 +87,9 @@ def _undecided(first: str, others: Sequence[str], comparisons: Sequence[Comparis
 
 def _digits(ratio: float) -> str:
     # Near 1, two decimals would print an interval that excludes 1 as if it touched it.
-    return f"{ratio:.3f}" if 0.9 < ratio < 1.1 else f"{ratio:.3g}"
+    if 0.9 < ratio < 1.1:
+        return f"{ratio:.3f}"
+    return f"{ratio:.2f}" if 0.1 < ratio < 10 else f"{ratio:.3g}"
 
 
 def _list(names: Sequence[str]) -> str:

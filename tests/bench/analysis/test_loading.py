@@ -110,6 +110,16 @@ def test_everything_that_an_ok_case_lacks_has_its_reason() -> None:
     assert "fewer than six" in str(frame.loc["dense", "gaps"])
 
 
+def test_where_nobody_wins_the_fastest_is_the_one_with_the_lowest_latency_of_the_table() -> None:
+    """A single slow process moves a mean, and no median."""
+    arms = [{"loop": [1.0], "grouped": [1.1]}] * 6 + [{"loop": [9.0], "grouped": [1.1]}]
+    records: list[AnyRecord] = [making.case("loop", WORKLOAD), making.case("grouped", WORKLOAD)]
+    records += [making.samples(WORKLOAD, replicate, latencies) for replicate, latencies in enumerate(arms)]
+    analysis = analyse(making.info, records)
+    assert analysis.winners[0].contenders == ("loop", "grouped")
+    assert set(analysis.frame["fastest_impl"]) == {"loop"}
+
+
 def test_csv_writes_none_for_dropless() -> None:
     records = [making.case("loop", making.workload(capacity_factor=factor)) for factor in (None, 1.25)]
     text = analyse(making.info, records).frame.to_csv(index=False)
@@ -201,7 +211,7 @@ def test_warnings_give_the_evidence() -> None:
         "sample of their tokens only (at least 16)",
         "4 threads on 2 cores",
         "1 case was right but not timed",
-        "2 cases were timed in only 2 independent processes",
+        "2 cases were timed in too few independent processes for a verdict (the fewest: 2, needed: 6)",
         "50% of a processor",
         "waited for a processor in 40% of the time",
         "1 of 1 comparisons are inconclusive; about",
