@@ -234,8 +234,8 @@ class Timing:
         if short:
             text = (
                 f"the budget of {self._measure.budget_s:g} s was spent: {short} of {len(found)} workloads were timed "
-                f"in fewer than {self._measure.processes} processes (the fewest: {min(found)}); raise --budget or shorten "
-                "the sweep"
+                f"in fewer than {self._measure.processes} processes (the fewest: {min(found)}); raise --budget or "
+                "shorten the sweep"
             )
         else:
             text = (
