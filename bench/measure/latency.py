@@ -8,8 +8,8 @@ no trend: cut that half in two, and either the medians of the two quarters agree
 other quarter's range (they differ by less than the arm's own noise). At least :data:`MIN_WARMUP` samples and
 :data:`WARMUP_FLOOR` of the time budget are looked at, so that a burst of very short calls does not pass for a steady
 state. Warm-up ends when every arm is steady, or when :data:`WARMUP_CAP` of the budget is spent; arms that were not
-steady by then are judged once more on their rounds, and labelled ``steady=False`` if those show a trend, or are too
-few to tell.
+steady by then are judged once more with their rounds, and labelled ``steady=False`` if there is still a trend, or if
+all samples together are too few to tell.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class _Sampler:
                 latency_s=latency_s,
                 warmup_s=warmup[name],
                 inner_calls=self.inner_calls[name],
-                steady=steady[name] or is_steady(latency_s),
+                steady=steady[name] or is_steady(warmup[name] + latency_s),
                 host_s=statistics.median(host_s) if host_s else None,
             )
         return result

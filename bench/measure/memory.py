@@ -33,30 +33,20 @@ class PeakMemory:
     gaps: dict[str, str] = field(default_factory=dict)
 
 
-def _nothing() -> None:
-    pass
-
-
-def measure_peak(call: Call, device: Device, clear: Call = _nothing) -> PeakMemory:
+def measure_peak(call: Call, device: Device) -> PeakMemory:
     """Peak memory of ``call()``, its result included.
 
     The call is made three times on the CPU and twice on CUDA: first for what happens only once (lazily mapped weights,
     library start-up), then once under each meter, so that neither meter sees the other.
 
-    Args:
-        call: what to measure.
-        device: where it runs.
-        clear: frees what an earlier call left behind, such as gradients. Called before each call: otherwise their
-            memory would pass for something that existed before.
+    The call must leave nothing behind, such as gradients: they would pass for something that existed before.
     """
     call()
     device.synchronize()
-    clear()
     if device.torch_device.type == "cuda":
         return _cuda_peak(call, device)
     gaps = {"reserved_peak_bytes": "not_supported: only CUDA's allocator reserves memory"}
     allocator_peak_bytes = cpu_allocator_peak_bytes(call)
-    clear()
     os_peak_bytes, reason = _resident_peak_bytes(call)
     if reason:
         gaps["os_peak_bytes"] = reason

@@ -133,7 +133,7 @@ def test_an_arm_that_never_gets_steady_is_labelled() -> None:
     assert result["flat"].steady
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 10**6), noise=st.sampled_from([0.001, 0.05, 0.3]))
 def test_noise_without_a_trend_gets_steady(seed: int, noise: float) -> None:
     device = VirtualDevice()
@@ -241,6 +241,6 @@ def test_a_known_time_is_read_within_a_microsecond_or_half_a_percent() -> None:
     truth = {"50us": 50e-6, "1ms": 1e-3, "4ms": 4e-3}
     result = sample({name: spin(s) for name, s in truth.items()}, CpuDevice(1), max_rounds=100)
     for name, seconds in truth.items():
-        # The lower quartile: a busy machine makes spins longer, and nothing makes them shorter.
-        seen_s = statistics.quantiles(result[name].latency_s, n=4)[0]
+        # The shortest: a busy machine makes spins longer, and nothing makes them shorter.
+        seen_s = min(result[name].latency_s)
         assert abs(seen_s - seconds) <= max(1e-6, 0.005 * seconds)

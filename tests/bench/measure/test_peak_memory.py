@@ -80,10 +80,8 @@ def test_system_peak_of_known_buffers(num_mebibytes: int) -> None:
     num_bytes = num_mebibytes * 2**20
 
     def call() -> torch.Tensor:
-        first = torch.ones(num_bytes // 4)
-        second = torch.relu(first)
-        del first
-        return torch.relu(second)
+        # Nothing is freed in between: what the heap then cannot use again is memory that the system really gave.
+        return torch.relu(torch.ones(num_bytes // 4))
 
     peak = measure_peak(call, CpuDevice(1))
     assert peak.allocator_peak_bytes == 2 * num_bytes
@@ -102,19 +100,6 @@ def test_system_peak_of_a_feed_forward_has_at_most_packed_weights_on_top(sizes: 
     # The matrix library may copy a weight into a layout of its own: scratch that only the system sees.
     _, D, F = sizes
     assert -margin_bytes <= peak.os_peak_bytes - layer.forward_bytes <= 4 * D * F + margin_bytes
-
-
-def test_leftovers_are_cleared_before_each_call() -> None:
-    layer = FeedForward(512, 256, 1024)
-
-    def clear() -> None:
-        for tensor in (layer.x_TD, layer.up_DF, layer.down_FD):
-            tensor.grad = None
-
-    peak = measure_peak(layer.train, CpuDevice(1), clear)
-    assert peak.allocator_peak_bytes == layer.train_bytes
-    if peak.os_peak_bytes is not None:
-        assert peak.os_peak_bytes >= 0.97 * layer.train_bytes
 
 
 def test_nulls_have_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
