@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 FIRST_LOOK_SHARE = 0.85
 MAX_REPLICATES_FACTOR = 3
-CONTROL_SHARE = 0.04
-MIN_CONTROL_S = 0.2
+# The control must find its planted slowdown or no verdict is given, so it may not be the least precise of all.
+CONTROL_SHARE = 0.08
+MIN_CONTROL_S = 0.4
 CEILING_SHARE = 0.02
 MAX_CEILING_S = 2.0
 NUM_CEILING_REPLICATES = 3

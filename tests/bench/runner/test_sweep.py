@@ -209,7 +209,8 @@ def none_left(tmp_path: Path, seconds: float = 10) -> bool:
 def test_kills_at_random_moments_lose_no_row_and_double_none(tmp_path: Path) -> None:
     chance = random.Random(20261122)
     impls = "ok,slow@time,crash@qualify,loop"
-    resume, known, kills = "", [], 0
+    resume, kills = "", 0
+    known: list[bytes] = []
     for _ in range(60):
         process = start(tmp_path, impls, resume)
         try:
