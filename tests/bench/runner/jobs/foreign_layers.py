@@ -54,7 +54,7 @@ class OneGradientWrong(Loop):
 class ChangesItsInput(Loop):
     def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
         y_TD = super().compute(x_TD, routing)
-        x_TD.detach()[0] += 1
+        x_TD.data[0] += 1  # unseen by autograd, which would refuse to go back
         return y_TD
 
 
@@ -67,7 +67,7 @@ class ChangesItsWeights(Loop):
 
 class Raises(Loop):
     def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        raise KeyError("a mistake of its own")
+        raise KeyError("a mistake of its own", x_TD.shape, routing.capacity)
 
 
 class RaisesLater(Loop):
@@ -82,7 +82,7 @@ class RaisesLater(Loop):
 
 class RunsOutOfMemory(Loop):
     def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        return torch.empty(2**60, dtype=torch.uint8).view(x_TD.dtype)
+        return super().compute(x_TD, routing) + torch.empty(2**60, dtype=torch.uint8)
 
 
 class GivesNaN(Loop):
@@ -98,7 +98,7 @@ class WrongShape(Loop):
 
 class RoutesByItself(Loop):
     def route(self, x: Tensor, expert_ids: Tensor | None = None) -> Routing:
-        return super().route(x, torch.zeros(len(x), self.spec.top_k, dtype=torch.int64))
+        return super().route(x, torch.zeros_like(super().route(x, expert_ids).expert_ids))
 
 
 class Refuses(Loop):

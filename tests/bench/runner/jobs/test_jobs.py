@@ -178,7 +178,7 @@ def test_a_repeated_trace_is_noted_in_the_record(tmp_path: Path) -> None:
         ("ChangesItsInput", "forward", Status.WRONG_RESULT, ["changed tokens in place"]),
         ("ChangesItsInput", "train", Status.WRONG_RESULT, ["changed tokens in place"]),
         ("ChangesItsWeights", "forward", Status.WRONG_RESULT, ["changed weights.router_weight in place"]),
-        ("Raises", "forward", Status.ERROR, ["KeyError: 'a mistake of its own'", "foreign_layers.py:", "in compute"]),
+        ("Raises", "forward", Status.ERROR, ["KeyError: ('a mistake of its own'", "foreign_layers.py:", "in compute"]),
         ("RunsOutOfMemory", "forward", Status.OUT_OF_MEMORY, ["RuntimeError", "foreign_layers.py:"]),
         ("GivesNaN", "forward", Status.WRONG_RESULT, ["output is not finite, first at token 5 (1 of 24"]),
         ("WrongShape", "forward", Status.WRONG_RESULT, ["output is torch.float32 (23, 16), expected"]),
