@@ -5,7 +5,6 @@ T tokens, n tokens that the truth was computed for, D d_model, E experts, K top-
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +64,8 @@ def _qualify(case: Case, folder: Path, announce: Callable[[Announce], None]) -> 
 
     call = make_call(layer, shared)
     announce(Announce(case_id=case.id, what="rough time"))
-    rough_latency_s = statistics.median(_seconds(call, device) for _ in range(_ROUGH_CALLS))
+    # the fastest: on a busy machine the median of so few can be a hundred times too long to plan with
+    rough_latency_s = min(_seconds(call, device) for _ in range(_ROUGH_CALLS))
     announce(Announce(case_id=case.id, what="memory"))
     peak = measure_peak(call, device)
     facts = None if routing is None else _facts(routing, shared.note)
