@@ -61,5 +61,5 @@ def shown_axes(frame: pd.DataFrame) -> dict[str, str]:
         elif num_values > 1:
             result[axis] = "no two measured workloads differ in it alone"
         elif axis in AXES[:3]:
-            result[axis] = "it has one value in this run" if num_values == 1 else "nothing was timed"
+            result[axis] = "it has one value among the timed cases" if num_values == 1 else "nothing was timed"
     return result

@@ -49,7 +49,7 @@ def headline(view: View) -> str:
         return "No verdict: this run's self-test did not pass."
     won = wins(view)
     if not won:
-        return f"No implementation is a clear winner on {_workloads(total)}."
+        return f"No implementation is a clear winner on {'any of ' * (total > 1)}{_workloads(total)}."
     best, count = next(iter(won.items()))
     if count == total:
         return f"{best} is the fastest layer on " + (f"all {total} workloads." if total > 1 else "this workload.")
@@ -64,15 +64,17 @@ def lede(view: View) -> str:
     total, won = len(view.winners), wins(view)
     if view.timed.empty or not view.analysis.control.passed:
         return without_paths(view.analysis.control.sentence)
+    if not won:
+        return "The sentences below say why, and what would decide."
     parts = []
-    best = next(iter(won), None)
+    best = next(iter(won))
     others = [f"{name} on {count}" for name, count in won.items() if name != best]
     if others and len(set(won.values())) > 1:
         parts.append(f"Elsewhere {', '.join(others)}.")
     undecided = total - won.total()
     if undecided:
         parts.append(f"On {_workloads(undecided)} there is no single winner.")
-    leads = _leads(view, best) if best else []
+    leads = _leads(view, best)
     if leads:
         middle = statistics.median(leads)
         span = (

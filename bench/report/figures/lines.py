@@ -79,7 +79,7 @@ def axis_picture(view: View, quantity: Quantity, axis: str, slug_prefix: str = "
     size, unit = scale_for(rows[quantity.column], quantity.units)
     positions = _positions(axis, sorted(rows[axis].unique()))
 
-    figure, panels = grid(len(shown), _num_columns(len(shown)), _PANEL_IN)
+    figure, panels = grid(len(shown), _num_columns(len(shown)), _PANEL_IN if len(shown) > 1 else 3.4)
     num_columns = _num_columns(len(shown))
     bounds = list(quantity.interval)
     extent = rows[[quantity.column, *bounds]].to_numpy(dtype=float) / size

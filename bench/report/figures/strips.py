@@ -91,9 +91,13 @@ def energy_picture(view: View, slug_prefix: str = "") -> Picture | None:
 
 
 def _slice_words(view: View) -> str:
-    total = len(view.workloads)
+    total = view.timed["workload_id"].nunique()
     shown = min(total, MAX_WORKLOADS)
-    count = f"{total} workload{'s' * (total != 1)}" if shown == total else f"{shown} of {total} workloads, evenly taken"
+    count = (
+        f"{total} timed workload{'s' * (total != 1)}"
+        if shown == total
+        else f"{shown} of {total} timed workloads, evenly taken"
+    )
     return f"{count} · {view.slice_words}"
 
 
@@ -118,8 +122,9 @@ def _column_marks(view: View, column: str, scale: float) -> list[_Mark]:
 
 def _marks(view: View, estimate: Callable[[str, str], Estimate | None]) -> list[_Mark]:
     """The marks of at most :data:`MAX_WORKLOADS`, each workload at its own height within the rows."""
-    ids = evenly(list(view.workloads), MAX_WORKLOADS)
-    heights = np.linspace(-0.3, 0.3, len(ids)) if len(ids) > 1 else [0.0]
+    timed = set(view.timed["workload_id"])
+    ids = evenly([workload_id for workload_id in view.workloads if workload_id in timed], MAX_WORKLOADS)
+    heights = np.linspace(-0.3, 0.3, len(ids)) if len(ids) != 1 else [0.0]
     return [
         _Mark(impl, float(height), found)
         for impl in view.looks

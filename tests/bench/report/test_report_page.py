@@ -148,7 +148,7 @@ def test_hostile_names_and_reasons_are_text(analysis_factory: Factory, tmp_path:
 
 def test_axis_with_one_value_has_a_line_instead_of_a_picture(analysis_factory: Factory, tmp_path: Path) -> None:
     text = write_report([analysis_factory(top_ks=(2,), capacities=("none",))], tmp_path).read_text(encoding="utf-8")
-    assert "No picture: it has one value in this run." in text
+    assert "No picture: it has one value among the timed cases." in text
     assert not (tmp_path / "latency-top-k.svg").exists()
     assert (tmp_path / "latency-num-experts.svg").exists()
 
