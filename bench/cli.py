@@ -20,6 +20,7 @@ app = App(
     name="moebench",
     help="Measure Mixture-of-Experts layer implementations against each other, honestly, and plot the result.",
     version=lambda: f"moebench {version('moebench')}",
+    suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative=(), show_default=False),
 )
 RESULTS = Path("results")

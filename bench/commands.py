@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_PRESET = "quick"
-RESUME_TAKES = "measure.budget"
 
 
 def run_command(
@@ -53,7 +52,7 @@ def run_command(
     if not quiet:
         from bench.analysis import load
 
-        print_summary(talk(), load(outcome.folder))
+        print_summary(talk(), load(outcome.folder), outcome.folder)
     print(outcome.folder)
     return exit_code(outcome.statuses)
 
@@ -107,14 +106,13 @@ def report_command(runs: Sequence[str], *, results: Path, out: Path | None) -> i
 
 def _resumed(folder: Path, source: str | None, overrides: Mapping[str, object]) -> Sweep:
     """The sweep that a run was asked for, from its own record."""
-    refused = [name for name in overrides if name != RESUME_TAKES]
-    if source is not None or refused:
-        what = " and ".join(filter(None, [source, *refused]))
+    if source is not None or overrides:
+        what = ", ".join(filter(None, [source, *overrides]))
         raise RequestError(
-            f"--resume goes on with what {folder.name} was asked for: only --budget may change, not {what}"
+            f"--resume goes on with what {folder.name} was asked for and takes nothing else: leave out {what}"
         )
     info = read_info(folder)
-    return parse_sweep(info.config, source=info.source, overrides=overrides)
+    return parse_sweep(info.config, source=info.source)
 
 
 def _list_cases(sweep: Sweep) -> int:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +22,7 @@ from bench import units
 from bench.analysis.model import Analysis
 from bench.runner.progress import Progress, Silent
 from bench.store.schema import Status
-from bench.table import Table
+from bench.table import Table, workload_names
 
 PLAIN_LINE_EVERY_S = 10.0
 PLAIN_WIDTH = 200
@@ -120,17 +121,19 @@ def print_table(console: Console, table: Table, *, title: str) -> None:
 NUMBERS = frozenset({"latency", "± %", "throughput", "peak memory", "time / best", "experts", "top_k", "tokens"})
 
 
-def print_summary(console: Console, analysis: Analysis) -> None:
+def print_summary(console: Console, analysis: Analysis, folder: Path) -> None:
     """The run in sentences: who wins where, whether the self-test held, what failed, and what to do next."""
+    names = workload_names(analysis.frame)
     for winner in analysis.winners:
-        console.print(escape(winner.sentence))
+        name = names[winner.workload_id]
+        console.print(escape(f"{name}: {winner.sentence}" if name else winner.sentence))
     console.print(escape(analysis.control.sentence))
     for warning in analysis.warnings:
         if warning != analysis.control.sentence:
             console.print(escape(f"Warning: {warning}"), style="yellow")
     for sentence in failures(analysis):
         console.print(escape(sentence), style="red")
-    console.print(f"Next: moebench report {escape(analysis.info.run_id)}")
+    console.print(f"Next: moebench report {escape(str(folder))}")
 
 
 def failures(analysis: Analysis) -> Sequence[str]:
@@ -140,6 +143,6 @@ def failures(analysis: Analysis) -> Sequence[str]:
     for status, impl, reason in zip(failed["status"], failed["impl"], failed["reason"], strict=True):
         groups.setdefault((status, reason), Counter())[impl] += 1
     return [
-        f"{impls.total()} row{'s' * (impls.total() != 1)} {status} ({', '.join(impls)}): {reason}"
+        f"{impls.total()} row{'s' * (impls.total() != 1)} {status} ({', '.join(sorted(impls))}): {reason}"
         for (status, reason), impls in groups.items()
     ]

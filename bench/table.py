@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import units
 from bench.analysis.model import Analysis
 from bench.cases import Case, Workload
 from impls.spec import LayerSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AXES = (*LayerSpec.__dataclass_fields__, *(name for name in Workload.model_fields if name != "layer"))
 SHORT = {"num_experts": "experts", "num_tokens": "tokens", "capacity_factor": "capacity"}
@@ -37,6 +40,16 @@ def short_table(analysis: Analysis) -> Table:
         cells = [str(row["impl"]), *(str(row[name]) for name in varying)]
         rows.append([*cells, *_measured(row)])
     return Table(", ".join(held), headings, rows)
+
+
+def workload_names(frame: pd.DataFrame) -> dict[str, str]:
+    """What tells each workload from the others of the run, by workload id; empty where there is one only."""
+    varying = [name for name in AXES if frame[name].astype(str).nunique() > 1]
+    first_rows = frame.drop_duplicates("workload_id").to_dict("records")
+    return {
+        str(row["workload_id"]): ", ".join(f"{SHORT.get(name, name)} {row[name]}" for name in varying)
+        for row in first_rows
+    }
 
 
 def sweep_table(cases: Sequence[Case]) -> Table:

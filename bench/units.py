@@ -22,7 +22,7 @@ def parse_duration(text: str) -> float:
 
 
 def duration(seconds: float) -> str:
-    """A stretch of time to the second (to the minute from an hour on), as :func:`parse_duration` reads it: ``8s``, ``2m 05s``, ``1h 02m``."""
+    """A stretch of time, to the second and from an hour on to the minute: ``8s``, ``2m 05s``, ``1h 02m``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
