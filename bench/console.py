@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,10 +20,12 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table as RichTable
 
 from bench import units
-from bench.analysis.model import Analysis
 from bench.runner.progress import Progress, Silent
 from bench.store.schema import Status
 from bench.table import Table, workload_names
+
+if TYPE_CHECKING:  # the analysis loads pandas, which progress and listings do without
+    from bench.analysis.model import Analysis
 
 PLAIN_LINE_EVERY_S = 10.0
 PLAIN_WIDTH = 200

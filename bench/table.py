@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench import units
-from bench.analysis.model import Analysis
 from bench.cases import Case, Workload
 from impls.spec import LayerSpec
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the analysis loads pandas, which listings do without
     import pandas as pd
+
+    from bench.analysis.model import Analysis
 
 AXES = (*LayerSpec.__dataclass_fields__, *(name for name in Workload.model_fields if name != "layer"))
 SHORT = {"num_experts": "experts", "num_tokens": "tokens", "capacity_factor": "capacity"}
