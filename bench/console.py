@@ -113,7 +113,9 @@ def print_table(console: Console, table: Table, *, title: str) -> None:
     grid = RichTable(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, heading in enumerate(table.headings):
         is_number = heading in NUMBERS
-        grid.add_column(heading, justify="right" if is_number else "left", no_wrap=index == 0, overflow="fold")
+        grid.add_column(
+            heading, justify="right" if is_number else "left", no_wrap=is_number or index == 0, overflow="fold"
+        )
     for row in table.rows:
         grid.add_row(*map(escape, row))
     console.print(grid)

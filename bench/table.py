@@ -35,7 +35,7 @@ def short_table(analysis: Analysis) -> Table:
     varying = [name for name in AXES if frame[name].astype(str).nunique() > 1]
     held = [f"{SHORT.get(name, name)} {frame[name].iloc[0]}" for name in AXES if name not in varying and len(frame)]
     headings = ["impl", *(SHORT.get(name, name) for name in varying), "latency", "± %", "throughput"]
-    headings += ["peak memory", "time / best", "verdict"]
+    headings += ["peak memory", "time / best", "verdict or reason"]
     rows = []
     for row in frame.to_dict("records"):
         cells = [str(row["impl"]), *(str(row[name]) for name in varying)]
@@ -82,7 +82,7 @@ def markdown(table: Table) -> str:
 
 def _measured(row: Mapping[Hashable, Any]) -> list[str]:
     if row["status"] != "ok":
-        return [f"{row['status']}: {row['reason']}", "", "", "", "", ""]
+        return [str(row["status"]), "", "", "", "", str(row["reason"])]
     latency_s, low_s, high_s = row["latency_s"], row["latency_low_s"], row["latency_high_s"]
     width = "" if _absent(low_s) else f"{50 * (high_s - low_s) / latency_s:.1f}"
     verdict = "" if _absent(row["verdict"]) else str(row["verdict"])
