@@ -142,7 +142,7 @@ def read_info(folder: Path) -> RunInfo:
     try:
         return RunInfo.model_validate_json(text)
     except ValidationError as error:
-        raise ResultsError(f"{path} is not a {RUN_FILE} of moebench: {_first_fault(error)}") from None
+        raise ResultsError(f"{path} is not a {RUN_FILE} of moebench: {first_fault(error)}") from None
 
 
 def read_run(folder: Path) -> Run:
@@ -167,7 +167,7 @@ def read_run(folder: Path) -> Run:
                 try:
                     records.append(record_adapter.validate_json(line))
                 except ValidationError as error:
-                    faults.append(f"{path}: line {number} is not a valid record and is left out: {_first_fault(error)}")
+                    faults.append(f"{path}: line {number} is not a valid record and is left out: {first_fault(error)}")
     except FileNotFoundError:
         raise ResultsError(f"{folder}: {RUN_FILE} is there but {LOG_FILE} is missing; nothing can be read") from None
     except OSError as error:
@@ -239,7 +239,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     break
 
 
-def _first_fault(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
+    """Where the first fault of a document is, and what it is."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     return f"{place}: {first['msg']}" if place else first["msg"]
