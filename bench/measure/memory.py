@@ -11,7 +11,7 @@ import gc
 from dataclasses import dataclass, field
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from bench.measure.device import Call, Device
 from bench.measure.proc import os_peak_gap, peak_resident_bytes, reset_peak, resident_bytes
@@ -58,11 +58,12 @@ def cpu_allocator_peak_bytes(call: Call) -> int:
 
     What the call frees of earlier allocations is not known to the profiler, and not subtracted.
     """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # Not torch.profiler's: its first start imports torch.compile's machinery, a second in every fresh process.
+    with profile(profile_memory=True) as profiler:
         result = call()
     del result
-    assert profiler.profiler is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert profiler.kineto_results is not None
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     alive_bytes = peak_bytes = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         alive_bytes += event.nbytes()
