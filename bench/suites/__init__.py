@@ -1,0 +1,1 @@
+"""The layers as pytest-benchmark suites: ``pytest bench/suites --benchmark-json out.json``."""
