@@ -54,11 +54,20 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A sweep that comes with moebench."""
+    """A sweep that comes with moebench.
+
+    Attributes:
+        name: what to call it by.
+        title: what is swept.
+        question: what it answers.
+        story: what to expect, and how to read the result.
+        text: the sweep's document.
+    """
 
     name: str
     title: str
     question: str
+    story: str
     text: str
 
 
@@ -69,7 +78,7 @@ def presets() -> dict[str, Preset]:
         if file.name.endswith(".toml"):
             text, name = file.read_text(encoding="utf-8"), file.name.removesuffix(".toml")
             document = tomllib.loads(text)
-            found[name] = Preset(name, document["title"], document["question"], text)
+            found[name] = Preset(name, document["title"], document["question"], document.get("story", ""), text)
     return found
 
 

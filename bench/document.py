@@ -77,8 +77,10 @@ def _routing(name: str) -> str:
     if name in ("router", "balanced"):
         return name
     if kind == "trace" and argument:
-        _check_trace(Path(argument))
-        return name
+        # absolute, so that workers and a resumed run find it wherever they start
+        path = Path(argument).absolute()
+        _check_trace(path)
+        return f"trace:{path}"
     if kind not in ("zipf", "hot") or not separator:
         raise unknown(name, ROUTINGS)
     try:
@@ -103,6 +105,10 @@ def _check_trace(path: Path) -> None:
         raise fault(f"{path} is not a NumPy .npy file ({error})") from None
     if not isinstance(trace, np.ndarray) or trace.ndim != 2 or not np.issubdtype(trace.dtype, np.integer):
         raise fault(f"{path} should hold a whole-number array of shape (tokens, top_k): the expert ids")
+
+
+def _threads(value: object) -> object:
+    return usable_cores() if value == "all" else value
 
 
 def _duration(value: object) -> object:
@@ -151,7 +157,7 @@ class WorkloadTable(_Table):
     device: Axis[Annotated[Text, _one_of("auto", "cpu", "cuda")]] = ("auto",)
     direction: Axis[Annotated[Literal["forward", "train"], _one_of("forward", "train")]] = ("forward",)
     routing: Axis[Annotated[Text, AfterValidator(_routing)]] = ("router",)
-    threads: Axis[Size] = Field(default_factory=lambda: (usable_cores(),))
+    threads: Axis[Annotated[Size, BeforeValidator(_threads)]] = Field(default_factory=lambda: (usable_cores(),))
     cache: Axis[Annotated[Literal["auto", "warm", "cold"], _one_of("auto", "warm", "cold")]] = ("auto",)
     seed: Count = 0
 
@@ -199,6 +205,7 @@ class Document(_Table):
     schema_version: Literal[1] = Field(default=1, alias="schema")
     title: Text = ""
     question: Text = ""
+    story: Text = ""
     layer: LayerTable
     workload: WorkloadTable
     measure: Measure = Measure()

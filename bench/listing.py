@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,9 @@ def list_command(what: str | None, *, results: Path, as_json: bool) -> int:
     for index, (kind, entries) in enumerate(listings.items()):
         if index:
             print()
-        if entries:
+        if kind == "presets":
+            _print_presets(entries)
+        elif entries:
             print_table(data(), _table(entries), title=kind)
         else:
             print(f"{kind}: none under {results}; `moebench run smoke` makes one")
@@ -41,7 +44,9 @@ def listing(kind: str, results: Path) -> list[dict[str, Any]]:
     if kind == "impls":
         return [_impl(name) for name in names()]
     if kind == "presets":
-        return [{"name": p.name, "title": p.title, "question": p.question} for p in presets().values()]
+        return [
+            {"name": p.name, "title": p.title, "question": p.question, "story": p.story} for p in presets().values()
+        ]
     return [
         {
             "run_id": found.folder.name,
@@ -60,6 +65,14 @@ def _impl(name: str) -> dict[str, Any]:
     if entry is None:
         return {"name": name, "semantics": None, "summary": "from an installed package"}
     return {"name": name, "semantics": entry.semantics, "summary": entry.summary}
+
+
+def _print_presets(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Name and title, and below them the question and the story, which are too long for a table's cells."""
+    for entry in entries:
+        print(f"{entry['name']:10} {entry['title']}")
+        for text in (entry["question"], entry["story"]):
+            print(textwrap.fill(text, width=110, initial_indent=" " * 11, subsequent_indent=" " * 11))
 
 
 def _table(entries: Sequence[Mapping[str, Any]]) -> Table:

@@ -13,6 +13,7 @@ SHORTCUTS = {
     "dtype": "workload.dtype",
     "device": "workload.device",
     "direction": "workload.direction",
+    "routing": "workload.routing",
     "threads": "workload.threads",
     "seed": "workload.seed",
     "budget": "measure.budget",
