@@ -32,7 +32,9 @@ DOCUMENT: dict[str, Any] = {
         "top_k": [1, 2],
         "capacity_factor": ["none", 1.25],
     },
-    "workload": {"impls": IMPLS, "num_tokens": 256, "cache": "warm"},  # pytest-benchmark flushes nothing
+    # Warm, because pytest-benchmark flushes nothing. One thread, because several wait for each other at every operator
+    # of such small layers, and on a busy machine they wait for milliseconds.
+    "workload": {"impls": IMPLS, "num_tokens": 256, "cache": "warm", "threads": 1},
 }
 OPTIONS = {
     "--moe-impl": ("workload.impls", "grouped,loop", "implementations, or path/to/file.py:ClassName"),
@@ -45,7 +47,7 @@ OPTIONS = {
     "--moe-dtype": ("workload.dtype", "fp32,bf16", "number formats"),
     "--moe-device": ("workload.device", "cpu", "cpu or cuda; without it, cuda where there is one"),
     "--moe-routing": ("workload.routing", "balanced,zipf:1.2", "forced routing; without it, the layer's own router"),
-    "--moe-threads": ("workload.threads", "1", "intra-operator threads on the CPU"),
+    "--moe-threads": ("workload.threads", "2", "intra-operator threads on the CPU; one without it"),
     "--moe-seed": ("workload.seed", "0", "draws weights, tokens and routing"),
 }
 SWEEPS = pytest.StashKey[dict[str, Sweep]]()

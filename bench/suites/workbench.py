@@ -129,7 +129,7 @@ class Workbench:
 
 
 def label(workload: Workload) -> str:
-    """A workload in short: ``forward-E8-K2-Cnone-T256-D64-F128-float32-cpu-2threads``."""
+    """A workload in short: ``forward-E8-K2-Cnone-T256-D64-F128-float32-cpu-1thread``."""
     return f"{workload.direction}-{_sizes(workload)}"
 
 
