@@ -17,6 +17,7 @@ from bench.analysis.comparisons import BAND
 from bench.analysis.model import Control, Estimate
 from bench.analysis.statistics import Floats, Spread, paired_units
 from bench.store.schema import ControlRecord
+from bench.units import percent, signed_percent
 
 LEVEL = 0.95
 TWIN_LEVEL = 0.999
@@ -34,14 +35,15 @@ def judge(records: Sequence[ControlRecord]) -> Control:
         return Control(False, None, None, planted, None, "The control ran in one process only: no verdict is given.")
     twin, slowed = _estimate(twin_units), _estimate(slowed_units)
     faults = []
+    twin_change, slowed_change = signed_percent(twin.value - 1), signed_percent(slowed.value - 1)
     if _twins_differ(twin_units):
         faults.append(
-            f"identical code differed by {twin.value - 1:+.1%} (95 % interval {_interval(twin)}), so something else"
+            f"identical code differed by {twin_change} (95 % interval {_interval(twin)}), so something else"
             " than the code decides here; close other programs and run again"
         )
     if slowed.low <= 1:
         faults.append(
-            f"a planted slowdown of {planted:.1%} was not found (measured {slowed.value - 1:+.1%}, 95 % interval"
+            f"a planted slowdown of {percent(planted)} was not found (measured {slowed_change}, 95 % interval"
             f" {_interval(slowed)}); measure in more processes or on a quieter machine"
         )
     noise_floor = (twin.high - twin.low) / 2
@@ -49,9 +51,9 @@ def judge(records: Sequence[ControlRecord]) -> Control:
         sentence = f"The control failed, so no verdict is given: {'; and '.join(faults)}."
     else:
         sentence = (
-            f"The control passed: identical code differed by {twin.value - 1:+.2%} (95 % interval {_interval(twin)}),"
-            f" and a planted slowdown of {planted:.1%} was measured as {slowed.value - 1:+.1%}"
-            f" ({_interval(slowed)}). Differences below about {noise_floor:.1%} cannot be seen in this run."
+            f"The control passed: identical code differed by {twin_change} (95 % interval {_interval(twin)}),"
+            f" and a planted slowdown of {percent(planted)} was measured as {slowed_change} ({_interval(slowed)})."
+            f" Differences below about {percent(noise_floor)} cannot be seen in this run."
         )
     return Control(not faults, twin, slowed, planted, noise_floor, sentence)
 
@@ -69,4 +71,4 @@ def _estimate(units: Floats) -> Estimate:
 
 
 def _interval(ratio: Estimate) -> str:
-    return f"{ratio.low - 1:+.1%} to {ratio.high - 1:+.1%}"
+    return f"{signed_percent(ratio.low - 1)} to {signed_percent(ratio.high - 1)}"

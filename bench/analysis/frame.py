@@ -1,13 +1,14 @@
 """The tidy table of a run: one row a case, SI units in the columns' names, an interval beside every time.
 
 A case that is not ``ok`` never carries a time. What an ``ok`` case lacks is empty and has its reason in ``gaps``, as
-``column: reason`` joined by semicolons; the reason of ``latency_s`` is also that of everything made from it.
+``column: reason`` joined by semicolons; the reasons of ``latency_s`` and
+``energy_j_per_token`` are also those of everything made from them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ COLUMNS = (
     "prepare_s", "first_call_s", "os_peak_bytes", "reserved_peak_bytes", "analytic_peak_bytes", "prepared_bytes",
     "flops", "moved_bytes", "worst_tensor", "checked_tokens",
     "num_processes", "num_samples", "inner_calls", "steady", "launch_bound", "path", "gaps",
+    "energy_low_j_per_token", "energy_high_j_per_token", "latency_p50_s", "latency_p90_s", "latency_p99_s",
 )  # fmt: skip
 """The columns, in the order of ``moebench show --csv``.
 
@@ -51,8 +53,13 @@ COLUMNS = (
 ``verdict`` its plain word; empty for ``fastest_impl`` itself. ``fastest_impl`` is the winner of the workload or, where
 there is none, the exact implementation with the lowest estimate. ``capacity_factor`` is a number or the word ``none``.
 ``inner_calls`` is how many calls one sample held; ``launch_bound`` says that the host took longer to issue a call than
-the device to do it, and is empty where the two are the same thing.
+the device to do it, and is empty where the two are the same thing. The energy's bounds come from the meter's
+resolution and sampling. ``latency_p50_s`` to ``latency_p99_s`` are percentiles over the single calls of all processes:
+what a caller meets, noise of the machine included. See :func:`percentiles` for when there is one.
 """
+PERCENTILES = {"latency_p50_s": 0.50, "latency_p90_s": 0.90, "latency_p99_s": 0.99}
+SAMPLES_BEYOND = 10
+"""A percentile needs at least so many samples above it: 20 samples for p50, 100 for p90, 1,000 for p99."""
 FROM_QUALIFIED = (
     "relative_error",
     "worst_tensor",
@@ -73,7 +80,7 @@ NUMBERS = (
     "peak_memory_bytes", "weight_bytes", "energy_j_per_token", "power_w", "dropped_fraction", "load_imbalance",
     "relative_error", "ratio", "ratio_low", "ratio_high", "prepare_s", "first_call_s", "os_peak_bytes",
     "reserved_peak_bytes", "analytic_peak_bytes", "prepared_bytes", "flops", "moved_bytes", "checked_tokens",
-    "inner_calls",
+    "inner_calls", "energy_low_j_per_token", "energy_high_j_per_token", *PERCENTILES,
 )  # fmt: skip
 """Measured columns: floating point throughout, NaN where there is nothing."""
 
@@ -88,6 +95,7 @@ class Timing:
         num_runs: processes, of which ``num_unsteady`` never got steady.
         inner_calls: calls in one sample, the median over processes.
         host_s: seconds in which the host issues one call, the median over processes; None on the CPU.
+        percentiles: by column, value in seconds or the reason why there is none.
     """
 
     units: Floats
@@ -96,11 +104,30 @@ class Timing:
     num_unsteady: int
     inner_calls: int = 1
     host_s: float | None = None
+    percentiles: Mapping[str, float | str] = field(default_factory=dict)
 
     @property
     def steady(self) -> bool:
         """Whether most processes got steady."""
         return 2 * self.num_unsteady < self.num_runs
+
+
+def percentiles(samples_s: Sequence[float], *, single_calls: bool) -> dict[str, float | str]:
+    """Percentiles of the samples of all processes, each a value in seconds or the reason why there is none.
+
+    Args:
+        samples_s: of one case, warm-up not counted.
+        single_calls: whether every sample is one call. The mean of several hides just the slow calls that a
+            percentile is asked for.
+    """
+    if not single_calls:
+        return dict.fromkeys(PERCENTILES, "a sample is the mean of several calls")
+    # in integers: 1 - 0.99 is a little more than 0.01
+    least = {column: SAMPLES_BEYOND * 100 // (100 - round(100 * share)) for column, share in PERCENTILES.items()}
+    enough = [column for column in PERCENTILES if len(samples_s) >= least[column]]
+    values = np.quantile(samples_s, [PERCENTILES[column] for column in enough]).tolist() if enough else []
+    reasons: dict[str, float | str] = {column: f"fewer than {least[column]:,} samples" for column in PERCENTILES}
+    return reasons | dict(zip(enough, values, strict=True))
 
 
 def build_frame(
@@ -197,7 +224,9 @@ def _timed(
         gaps["roofline_fraction"] = needed_s
     else:
         fraction = needed_s / latency_s
+    gaps |= {column: found for column, found in timing.percentiles.items() if isinstance(found, str)}
     return {
+        **{column: found for column, found in timing.percentiles.items() if not isinstance(found, str)},
         "latency_s": latency_s,
         "latency_low_s": low_s,
         "latency_high_s": high_s,
@@ -225,6 +254,11 @@ def _energy(record: CaseRecord, energy: EnergyRecord | None, gaps: dict[str, str
     tokens = record.case.workload.num_tokens * (energy.calls or 0)
     if tokens:
         row["energy_j_per_token"] = energy.energy_j / tokens
+        for column, bound_j in (("low", energy.energy_low_j), ("high", energy.energy_high_j)):
+            if bound_j is None:
+                gaps[f"energy_{column}_j_per_token"] = "the meter gave no interval"
+            else:
+                row[f"energy_{column}_j_per_token"] = bound_j / tokens
     else:
         gaps |= {"energy_j_per_token": "no token passed in the meter's window"}
     return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import median, median_low
 
@@ -11,9 +12,10 @@ import numpy as np
 
 from bench.analysis.comparisons import against, compare
 from bench.analysis.control import judge
-from bench.analysis.frame import Timing, build_frame
+from bench.analysis.frame import Timing, build_frame, percentiles
 from bench.analysis.model import Analysis
 from bench.analysis.roofline import Ceilings
+from bench.analysis.scaling import fit_exponents
 from bench.analysis.statistics import latency_units
 from bench.analysis.warnings import collect_warnings
 from bench.analysis.winners import find_winners
@@ -79,6 +81,7 @@ def analyse(info: RunInfo, records: Sequence[AnyRecord], faults: Sequence[str] =
         winners=winners,
         control=control,
         ceilings=dict(ceilings.peaks),
+        exponents=fit_exponents(frame, samples.values()),
         warnings=collect_warnings(
             info, records, frame=frame, timings=timings, comparisons=comparisons, control=control, finished=finished,
             faults=faults,
@@ -100,6 +103,10 @@ def _timings(records: Sequence[SamplesRecord], ok: Iterable[str]) -> dict[str, T
             num_unsteady=sum(not arm.steady for arm in arms),
             inner_calls=median_low(arm.inner_calls for arm in arms),
             host_s=median(host_s) if host_s else None,
+            percentiles=percentiles(
+                list(chain.from_iterable(arm.latency_s for arm in arms)),
+                single_calls=all(arm.inner_calls == 1 for arm in arms),
+            ),
         )
     return found
 

@@ -5,10 +5,10 @@ Everything here is derived from the log when it is read (see :func:`bench.analys
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,6 +113,38 @@ class Control:
     sentence: str
 
 
+@dataclass(frozen=True, slots=True)
+class Exponent:
+    """How one implementation's cost grows along one axis of the sweep: cost ~ axis ** exponent.
+
+    Attributes:
+        quantity: ``latency`` or ``memory`` (peak of allocated bytes).
+        axis: column of the frame.
+        impl: the implementation.
+        fixed: the values of the other fields that vary in the run, by column.
+        span: smallest and largest value of the axis in the fit.
+        num_points: values of the axis in the fit.
+        fitted: slope over all points on logarithmic axes. Of latencies the 95 % interval is over processes; peaks are
+            exact, and low and high are then the value.
+        at_end: the same between the two largest values alone, which is where a theory of growth has to hold.
+        num_processes: independent processes behind the interval; 0 for memory.
+        theory: what the slope tends to; None where nothing is claimed.
+        why: the theory in words; empty where nothing is claimed.
+    """
+
+    quantity: Literal["latency", "memory"]
+    axis: str
+    impl: str
+    fixed: Mapping[str, Any]
+    span: tuple[float, float]
+    num_points: int
+    fitted: Estimate
+    at_end: Estimate
+    num_processes: int
+    theory: float | None
+    why: str
+
+
 @dataclass(frozen=True)
 class Analysis:
     """Everything that is known of one run.
@@ -124,6 +156,7 @@ class Analysis:
         winners: one a workload.
         control: the self-test.
         ceilings: measured peaks by ``(what, device, dtype, threads)``, operations or bytes per second.
+        exponents: scaling along the axes of the sweep, see :mod:`bench.analysis.scaling`.
         warnings: sentences with evidence and a next step.
         finished: whether the run went through to its end.
         in_samples_fraction: share of the run's wall time that was spent inside samples; None while unfinished.
@@ -135,6 +168,7 @@ class Analysis:
     winners: Sequence[Winner]
     control: Control
     ceilings: dict[tuple[str, str, str, int], Estimate]
+    exponents: Sequence[Exponent] = field(default_factory=tuple)
     warnings: Sequence[str] = field(default_factory=tuple)
     finished: bool = True
     in_samples_fraction: float | None = None

@@ -107,13 +107,23 @@ def paired_units(records: Iterable[Rounds], allowed: Iterable[str] | None = None
 
 def latency_units(records: Iterable[Rounds], allowed: Iterable[str] | None = None) -> dict[str, Floats]:
     """Median latency of every arm in seconds, one number a replicate in ascending order."""
+    return {name: np.array(list(units.values())) for name, units in latency_by_replicate(records, allowed).items()}
+
+
+def latency_by_replicate(
+    records: Iterable[Rounds], allowed: Iterable[str] | None = None
+) -> dict[str, dict[int, float]]:
+    """The same, under the number of the replicate, so that cases of several workloads can be matched."""
     keep = None if allowed is None else set(allowed)
     found: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         for name, arm in record.arms.items():
             if arm.latency_s and (keep is None or name in keep):
                 found[name][record.replicate].append(float(np.median(arm.latency_s)))
-    return {name: _one_each(by_replicate) for name, by_replicate in found.items()}
+    return {
+        name: dict(zip(sorted(by_replicate), _one_each(by_replicate).tolist(), strict=True))
+        for name, by_replicate in found.items()
+    }
 
 
 def _one_each(by_replicate: Mapping[int, list[float]]) -> Floats:

@@ -14,7 +14,7 @@ import pytest
 from run_maker import PLANTED, making
 
 from bench.analysis import analyse, load
-from bench.analysis.frame import COLUMNS, NUMBERS, Timing, build_frame
+from bench.analysis.frame import COLUMNS, NUMBERS, PERCENTILES, Timing, build_frame, percentiles
 from bench.analysis.loading import in_samples_fraction
 from bench.analysis.model import Verdict
 from bench.analysis.pareto import front
@@ -98,10 +98,12 @@ def test_everything_that_an_ok_case_lacks_has_its_reason() -> None:
     ]
     frame = analyse(making.info, records).frame.set_index("impl")
     follows = {"latency_low_s", "latency_high_s", "tokens_per_s", "flops_per_s", "roofline_fraction", "inner_calls"}
+    follows |= set(PERCENTILES)
+    energy_bounds = {"energy_low_j_per_token", "energy_high_j_per_token"}  # follow energy_j_per_token
     ranking = {"ratio", "ratio_low", "ratio_high"}  # empty for what was not compared
     for impl in ("loop", "dense"):
         row = frame.loc[impl]
-        lacking = {name for name in NUMBERS if pd.isna(row[name])} - ranking
+        lacking = {name for name in NUMBERS if pd.isna(row[name])} - ranking - energy_bounds
         if "latency_s" in lacking:
             lacking -= follows
         explained = {part.partition(":")[0] for part in str(row["gaps"]).split("; ")}
@@ -212,8 +214,8 @@ def test_warnings_give_the_evidence() -> None:
         "4 threads on 2 cores",
         "1 case was right but not timed",
         "2 cases were timed in too few independent processes for a verdict (the fewest: 2, needed: 6)",
-        "50% of a processor",
-        "waited for a processor in 40% of the time",
+        "50.0 % of a processor",
+        "waited for a processor in 40.0 % of the time",
         "1 of 1 comparisons are inconclusive; about",
     ):
         assert evidence in warnings
@@ -305,3 +307,21 @@ def test_a_large_sweep_is_one_table() -> None:
     frame = build_frame(cases, dict.fromkeys(cases, timing), energy={}, ceilings=Ceilings({}, {}), winners=[], sides={})
     assert len(frame) == 3000
     assert frame["latency_s"].eq(1.5).all()
+
+
+def test_a_percentile_needs_samples_beyond_it_that_are_single_calls() -> None:
+    samples_s = [0.001 * i for i in range(1, 1001)]
+    found = percentiles(samples_s, single_calls=True)
+    assert found["latency_p50_s"] == pytest.approx(0.5005)
+    assert found["latency_p99_s"] == pytest.approx(0.99001)
+    assert percentiles(samples_s[:999], single_calls=True)["latency_p99_s"] == "fewer than 1,000 samples"
+    assert percentiles(samples_s[:99], single_calls=True)["latency_p90_s"] == "fewer than 100 samples"
+    assert set(percentiles(samples_s, single_calls=False).values()) == {"a sample is the mean of several calls"}
+
+
+def test_energy_has_the_bounds_of_the_meter() -> None:
+    measured = energy("loop", energy_j=10.0, energy_low_j=9.0, energy_high_j=12.0, calls=100.0, window_s=2.0)
+    row = analyse(making.info, [making.case("loop", WORKLOAD), measured]).frame.iloc[0]
+    tokens = WORKLOAD.num_tokens * 100
+    assert row["energy_low_j_per_token"] == pytest.approx(9 / tokens)
+    assert row["energy_high_j_per_token"] == pytest.approx(12 / tokens)
