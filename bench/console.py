@@ -129,8 +129,9 @@ NUMBERS = frozenset({"latency", "± %", "throughput", "peak memory", "time / bes
 def print_summary(console: Console, analysis: Analysis, folder: Path) -> None:
     """The run in sentences: who wins where, whether the self-test held, what failed, and what to do next."""
     names = workload_names(analysis.frame)
-    for winner in analysis.winners:
-        name = names[winner.workload_id]
+    winners = {winner.workload_id: winner for winner in analysis.winners}
+    for workload_id, name in names.items():  # in the order of the sweep
+        winner = winners[workload_id]
         console.print(escape(f"{name}: {winner.sentence}" if name else winner.sentence))
     console.print(escape(analysis.control.sentence))
     for warning in analysis.warnings:

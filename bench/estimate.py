@@ -1,58 +1,119 @@
 """How long a sweep will take, before anything is measured: for ``--dry-run`` and for nothing else.
 
-Fixed costs and an assumed speed of the processor, in this one place. The result is a range: a run that reaches the
-wanted interval early ends near the lower end, one that does not ends when its budget is spent.
+A run uses its budget: it plans the first look at its intervals near the end, and goes on to the end where some are
+still too wide (:mod:`bench.runner.schedule`). So the time follows from the budget and from what checking takes. What
+must be assumed is whether the budget is enough; the speeds for that are in this one place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bench.cases import Case
+from bench.cases import Case, Workload
 from bench.config import Sweep
-from bench.cost import cost_of_call
+from bench.cost import ELEMENT_BYTES, Cost, cost_of_call
+from bench.runner.schedule import FIRST_LOOK_SHARE, MIN_CONTROL_S, ROUNDS_OVERHEAD, TRUTH_FLOPS_PER_S, truth_max_flops
 from impls.registry import ENTRIES
 
-SERVER_START_S = 1.3
-QUALIFY_S = 0.4
-CEILINGS_AND_CONTROL_S = 5.0
-CALL_OVERHEAD_S = 200e-6
+BEFORE_AND_AFTER_S = 3.0
+"""Loading, the first server, the summary: not charged to the budget, or not by much."""
+SERVER_START_S = 1.6
+CEILINGS_S = 3.0
+QUALIFY_S = 0.2
+QUALIFY_CALLS = 8
+JOB_S = 0.05
+CASE_IN_JOB_S = 0.025
+DRAW_S_PER_WEIGHT = 14e-9
+COMPARE_BYTES_PER_S = 4e9
+"""Every process compares the weights with what was stored, once a case."""
+CALL_OVERHEAD_S = 100e-6
+EXPERT_OVERHEAD_S = 20e-6
 # rates well below what good kernels reach, because most implementations are not good kernels
-FLOPS_PER_S_PER_THREAD = 10e9
+FLOPS_PER_S_PER_THREAD = 60e9
 FLOPS_PER_S_CUDA = 20e12
-WARMUP_ROUNDS = 3
-TRUTH_CALLS = 3  # float64, expert by expert, against one call in the case's own number format
+BYTES_PER_S = 10e9
+BYTES_PER_S_CUDA = 1e12
+PADDED = frozenset({"scatter_gather", "einsum"})
+PADDING = 1.5
+"""Slots of a buffer sized to the fullest expert, over the assignments that fill it, with an untrained router."""
 
 
 @dataclass(frozen=True, slots=True)
 class EstimatedTime:
-    """Seconds that a sweep takes: at least, and at most."""
+    """Seconds that a sweep takes: at least, at most, and what timing every row in every process needs."""
 
     least_s: float
     most_s: float
+    needed_s: float
 
 
 def estimate(sweep: Sweep) -> EstimatedTime:
     """The time that a sweep will take on a machine of ordinary speed."""
     measure = sweep.measure
-    possible = [case for case in sweep.cases if case.workload.layer.impossible is None]
-    calls_s = [call_s(case) for case in possible]
-    rounds = measure.processes * (measure.min_rounds + WARMUP_ROUNDS)
-    least_s = (
-        CEILINGS_AND_CONTROL_S
-        + measure.processes * SERVER_START_S
-        + len(possible) * QUALIFY_S
-        + sum(calls_s) * (TRUTH_CALLS + rounds)
+    workloads: dict[Workload, list[Case]] = {}
+    for case in sweep.cases:
+        if case.workload.layer.impossible is None:
+            workloads.setdefault(case.workload, []).append(case)
+    max_flops = truth_max_flops(measure.budget_s, len(workloads))
+    check_s = SERVER_START_S + CEILINGS_S + sum(_check_s(w, cases, max_flops) for w, cases in workloads.items())
+    process_s = SERVER_START_S + MIN_CONTROL_S
+    process_s += sum(_job_s(cases, measure.min_rounds) for cases in workloads.values())
+    needed_s = check_s + measure.processes * process_s
+    budget_s = measure.budget_s
+    first_look_s = min(check_s, budget_s) + FIRST_LOOK_SHARE * max(0.0, budget_s - check_s)
+    least_s = budget_s if needed_s > budget_s else first_look_s
+    return EstimatedTime(least_s + BEFORE_AND_AFTER_S, budget_s + BEFORE_AND_AFTER_S, needed_s + BEFORE_AND_AFTER_S)
+
+
+def _check_s(workload: Workload, cases: Iterable[Case], max_flops: float) -> float:
+    """Making a workload's tensors and truths, and checking its cases."""
+    moe = _cost(workload, "moe")
+    num_weights = moe.weight_bytes / ELEMENT_BYTES[workload.dtype]
+    semantics = {_semantics(case) for case in cases}
+    truths_s = sum(min(_cost(workload, name).flops, max_flops) / TRUTH_FLOPS_PER_S for name in semantics)
+    checks_s = sum(
+        QUALIFY_S + 2 * moe.weight_bytes / COMPARE_BYTES_PER_S + QUALIFY_CALLS * call_s(case) for case in cases
     )
-    return EstimatedTime(min(least_s, measure.budget_s), measure.budget_s)
+    return DRAW_S_PER_WEIGHT * num_weights + truths_s + checks_s
+
+
+def _job_s(cases: Iterable[Case], min_rounds: int) -> float:
+    """Timing the cases of one workload in one process, with as few rounds as may be."""
+    return JOB_S + sum(
+        CASE_IN_JOB_S
+        + _cost(case.workload, "moe").weight_bytes / COMPARE_BYTES_PER_S
+        + ROUNDS_OVERHEAD * min_rounds * call_s(case)
+        for case in cases
+    )
 
 
 def call_s(case: Case) -> float:
-    """Assumed seconds of one call, from its analytic operations with balanced experts."""
+    """Assumed seconds of one call, from its analytic work with balanced experts."""
     workload, spec = case.workload, case.workload.layer
+    cost = _cost(workload, _semantics(case))
+    flops, moved_bytes = float(cost.flops), float(cost.moved_bytes)
+    if case.impl in PADDED:
+        slots = PADDING * max(spec.num_experts, workload.num_tokens * spec.top_k)
+        flops += slots * 6 * spec.d_model * spec.d_ff
+        moved_bytes += cost.weight_bytes
+        if case.impl == "einsum":
+            flops += 4 * workload.num_tokens * slots * spec.d_model
+    cuda = workload.device == "cuda"
+    rate = FLOPS_PER_S_CUDA if cuda else FLOPS_PER_S_PER_THREAD * workload.threads
+    bandwidth = BYTES_PER_S_CUDA if cuda else BYTES_PER_S
+    touched = min(spec.num_experts, workload.num_tokens * spec.top_k)
+    return CALL_OVERHEAD_S + touched * EXPERT_OVERHEAD_S + flops / rate + moved_bytes / bandwidth
+
+
+def _semantics(case: Case) -> str:
     entry = ENTRIES.get(case.impl)
+    return entry.semantics if entry else "moe"
+
+
+def _cost(workload: Workload, semantics: str) -> Cost:
+    """The cost of a call whose experts share the assignments evenly."""
+    spec = workload.layer
     assignments = workload.num_tokens * spec.top_k
     loads_E = [(assignments + expert) // spec.num_experts for expert in range(spec.num_experts)]
-    cost = cost_of_call(workload, entry.semantics if entry else "moe", loads_E)
-    rate = FLOPS_PER_S_CUDA if workload.device == "cuda" else FLOPS_PER_S_PER_THREAD * workload.threads
-    return CALL_OVERHEAD_S + cost.flops / rate
+    return cost_of_call(workload, semantics, loads_E)

@@ -6,6 +6,17 @@ import math
 import re
 
 SECONDS_PER = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+BYTES_PER = {
+    "B": 1,
+    "kB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "TB": 1e12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)")
 
 
@@ -19,6 +30,18 @@ def parse_duration(text: str) -> float:
     if not parts or _DURATION.sub("", text).strip():
         raise ValueError("should be a duration with its unit, such as '90s', '3m', '1.5h' or '1h 30m'")
     return math.fsum(float(number) * SECONDS_PER[unit] for number, unit in parts)
+
+
+def parse_bytes(text: str) -> float:
+    """Bytes of a size such as ``512 MiB``, ``2GiB`` or ``1.5GB``.
+
+    Raises:
+        ValueError: saying what a size looks like.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    if found is None or found[2] not in BYTES_PER or float(found[1]) == 0:
+        raise ValueError("should be a size with its unit, such as '512MiB', '2GiB' or '1.5GB'")
+    return float(found[1]) * BYTES_PER[found[2]]
 
 
 def duration(seconds: float) -> str:
@@ -52,6 +75,11 @@ def rate(per_second: float, unit: str) -> str:
 def percent(share: float) -> str:
     """A share of one as a percentage: ``12.5 %``."""
     return f"{three_digits(100 * share)} %"
+
+
+def signed_percent(share: float) -> str:
+    """A relative change with its sign: ``+5.02 %``, ``-0.29 %``."""
+    return f"{100 * share:+.2f} %"
 
 
 def three_digits(value: float) -> str:

@@ -20,6 +20,17 @@ def test_latencies_keep_three_digits(seconds: float) -> None:
     assert 1 <= float(number) < 1000 or unit == "s"
 
 
+@pytest.mark.parametrize(("text", "num_bytes"), [("2GiB", 2**31), ("1.5 kB", 1500), ("512MiB", 2**29), ("7B", 7)])
+def test_sizes_are_read_with_their_unit(text: str, num_bytes: int) -> None:
+    assert units.parse_bytes(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["2", "GiB", "-1GiB", "2 gigs", "0B", "1e3B", ""])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="should be a size with its unit"):
+        units.parse_bytes(text)
+
+
 @given(st.integers(1, 2**49))
 def test_sizes_keep_three_digits(num_bytes: int) -> None:
     number, unit = units.bytes_(num_bytes).split()
