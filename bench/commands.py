@@ -54,14 +54,14 @@ def run_command(
 
         print_summary(talk(), load(outcome.folder), outcome.folder)
     print(outcome.folder)
-    return exit_code(outcome.statuses)
+    return exit_code(outcome.statuses, outcome.num_not_run)
 
 
-def exit_code(statuses: Counter[Status]) -> Exit:
-    """The exit code of a run whose rows ended like this; wrong numbers weigh more than rows that failed."""
+def exit_code(statuses: Counter[Status], num_not_run: int = 0) -> Exit:
+    """The exit code of a run whose rows ended like this; wrong numbers weigh more than rows that failed or lack."""
     if statuses[Status.WRONG_RESULT]:
         return Exit.WRONG_NUMERICS
-    if any(count for status, count in statuses.items() if status not in (Status.OK, Status.UNSUPPORTED)):
+    if num_not_run or any(statuses[status] for status in statuses if status not in (Status.OK, Status.UNSUPPORTED)):
         return Exit.FAILED
     return Exit.OK
 

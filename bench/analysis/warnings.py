@@ -38,8 +38,9 @@ def collect_warnings(
     if not control.passed:
         found.append(control.sentence)
     if not finished:
-        found.append(f"The run did not finish; `moebench run --resume {info.run_id}` goes on with it.")
-    found += [note.text for note in notes if note.event in ("warning", "budget_spent") and note.text]
+        spent = notes[-1].text if notes and notes[-1].event == "budget_spent" else ""
+        found.append(spent or f"The run did not finish; `moebench run --resume {info.run_id}` goes on with it.")
+    found += [note.text for note in notes if note.event == "warning" and note.text]
     found += [
         record.qualified.routing.note
         for record in records

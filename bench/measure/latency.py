@@ -31,6 +31,7 @@ STEADY_TOLERANCE = 0.01
 MAX_INNER_CALLS = 10_000
 # Announcing wakes the reader, which costs it some 10 us of a processor: nothing beside a sample this long.
 ANNOUNCED_SAMPLE_S = 0.05
+LONG_SAMPLE_S = 0.1
 
 Announce = Callable[[str, str], None]
 
@@ -67,6 +68,7 @@ def sample_rounds(
     time_budget_s: float,
     min_rounds: int,
     max_rounds: int,
+    overrun_s: float | None = None,
     cold: bool = False,
     announce: Announce,
 ) -> dict[str, Arm]:
@@ -79,6 +81,7 @@ def sample_rounds(
         time_budget_s: warm-up and rounds together end when the next round would pass it.
         min_rounds: rounds made even when the budget is spent.
         max_rounds: rounds made at most.
+        overrun_s: ``min_rounds`` are given up when this much more than the budget is spent; one round is always made.
         cold: flush the caches before every sample, outside of its time. A cold sample is always a single call.
         announce: told ``(arm, what)`` before an arm's first call, ``("", "rounds")`` before the rounds, and the arm
             before each of its samples that takes :data:`ANNOUNCED_SAMPLE_S` or more. Never called within a sample.
@@ -86,8 +89,9 @@ def sample_rounds(
     Raises:
         ArmError: a call raised.
     """
+    overrun_s = math.inf if overrun_s is None else overrun_s
     return _Sampler(arms, device, random.Random(order_seed), cold, announce).sample(
-        time_budget_s, min_rounds, max_rounds
+        time_budget_s, overrun_s, min_rounds, max_rounds
     )
 
 
@@ -103,7 +107,7 @@ class _Sampler:
         self.inner_calls = dict.fromkeys(arms, 1)
         self.announced: set[str] = set()  # arms slow enough to be announced before each sample
 
-    def sample(self, time_budget_s: float, min_rounds: int, max_rounds: int) -> dict[str, Arm]:
+    def sample(self, time_budget_s: float, overrun_s: float, min_rounds: int, max_rounds: int) -> dict[str, Arm]:
         if not self.arms:
             return {}
         start_s = self.device.now_s()
@@ -118,7 +122,7 @@ class _Sampler:
         with _no_garbage_collection():
             self._warm_up(warmup, start_s, time_budget_s)
             steady = {name: is_steady(samples) for name, samples in warmup.items()}
-            rounds = self._rounds(start_s + time_budget_s, min_rounds, max_rounds)
+            rounds = self._rounds(start_s + time_budget_s, overrun_s, min_rounds, max_rounds)
         result = {}
         for name in self.arms:
             timings = [timing[name] for timing in rounds]
@@ -154,13 +158,16 @@ class _Sampler:
     def _choose_inner_calls(self, name: str) -> list[float]:
         """Batch calls until a sample is long against the clock; gives the seconds a call that were seen on the way.
 
-        The fastest of three decides: a single hiccup must not pass for a long call.
+        The fastest of three decides: a single hiccup must not pass for a long call. One that is longer than any
+        hiccup is not repeated.
         """
         seen: list[float] = []
         while True:
-            tries = [self._one(name) for _ in range(3)]
-            seen += tries
             num_calls = self.inner_calls[name]
+            tries: list[float] = []
+            while len(tries) < 3 and not (tries and min(tries) * num_calls >= LONG_SAMPLE_S):
+                tries.append(self._one(name))
+            seen += tries
             sample_s = min(tries) * num_calls
             if sample_s >= ANNOUNCED_SAMPLE_S:
                 self.announced.add(name)
@@ -178,13 +185,14 @@ class _Sampler:
             for name, timing in self._round().items():
                 warmup[name].append(timing.device_s)
 
-    def _rounds(self, deadline_s: float, min_rounds: int, max_rounds: int) -> list[dict[str, Timing]]:
+    def _rounds(self, deadline_s: float, overrun_s: float, min_rounds: int, max_rounds: int) -> list[dict[str, Timing]]:
         rounds: list[dict[str, Timing]] = []
         begun_s = self.device.now_s()
         while len(rounds) < max_rounds:
             now_s = self.device.now_s()
             mean_round_s = (now_s - begun_s) / len(rounds) if rounds else 0.0
-            if len(rounds) >= min_rounds and now_s + mean_round_s > deadline_s:
+            last_s = deadline_s if len(rounds) >= min_rounds else deadline_s + overrun_s
+            if rounds and now_s + mean_round_s > last_s:
                 break
             rounds.append(self._round())
         return rounds

@@ -26,14 +26,13 @@ class EnergyPass:
         self._session = session
         self._no_meter: dict[str, str] = {}
 
-    def probe(self) -> None:
+    def probe(self, server: ForkServer) -> None:
         """Measure one case of every device, and learn which devices have no meter."""
         asked = set()
-        with self._session.new_server() as server:
-            for case in self._open_cases():
-                if case.workload.device not in asked:
-                    asked.add(case.workload.device)
-                    self._measure(server, case)
+        for case in self._open_cases():
+            if case.workload.device not in asked:
+                asked.add(case.workload.device)
+                self._measure(server, case)
 
     def reserve_s(self) -> float:
         """Seconds that the cases still to be measured will take."""
@@ -41,16 +40,18 @@ class EnergyPass:
         return case_s * sum(case.workload.device not in self._no_meter for case in self._open_cases())
 
     def run(self) -> None:
-        """Give every qualified case its record."""
+        """Give every qualified case its record, as far as the budget reaches."""
         with self._session.new_server() as server:
             for case in self._open_cases():
                 if case.workload.device in self._no_meter:
                     self._record(case, EnergyReading(reason=self._no_meter[case.workload.device]))
-                elif self._session.left_s < self._session.sweep.measure.energy_window_s:
-                    self._record(case, EnergyReading(reason="budget_spent: the run's budget was spent before its turn"))
-                else:
+                elif self._session.left_s >= self._session.sweep.measure.energy_window_s:
                     self._session.update("energy", short_name(case), self.reserve_s())
                     self._measure(server, case)
+
+    def num_open(self) -> int:
+        """How many qualified cases have no record yet."""
+        return len(self._open_cases())
 
     def _open_cases(self) -> list[Case]:
         done = {record.case_id for record in self._session.of_kind(EnergyRecord)}

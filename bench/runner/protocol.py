@@ -58,6 +58,7 @@ class TimeJob(_Message):
 
     Attributes:
         time_budget_s: warm-up and rounds end when this is spent, after at least ``min_rounds``.
+        overrun_s: ``min_rounds`` are no longer waited for when this much more is spent; one round always is.
         max_rounds: rounds end here at the latest.
     """
 
@@ -66,6 +67,7 @@ class TimeJob(_Message):
     folder: str
     order_seed: int
     time_budget_s: float
+    overrun_s: float | None = None
     min_rounds: int = 5
     max_rounds: int = 10_000
 

@@ -2,16 +2,19 @@
 
 The budget is for the whole run. What is left after qualification goes to replicates; the first look at the intervals
 comes after ``processes`` of them and is planned at :data:`FIRST_LOOK_SHARE` of that time. The rest is for workloads
-whose intervals are still too wide then, in blocks of half as many replicates.
+whose intervals are still too wide then, in blocks of half as many replicates, each as long as those before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 FIRST_LOOK_SHARE = 0.85
 MAX_REPLICATES_FACTOR = 3
+# A machine that others use can slow a job a hundred times: more processes say more than the rounds that one lacks.
+OVERRUN = 2.0
+MIN_OVERRUN_S = 1.0
 # The control must find its planted slowdown or no verdict is given, so it may not be the least precise of all.
 CONTROL_SHARE = 0.08
 MIN_CONTROL_S = 0.4
@@ -23,7 +26,7 @@ TRUTH_SHARE = 0.1
 TRUTH_FLOPS_PER_S = 4e9
 # Warm-up takes up to a quarter of a job's time, and inner loops are chosen before it.
 ROUNDS_OVERHEAD = 1.5
-START_GUESS_S = 2.5
+START_GUESS_S = 1.5
 JOB_OVERHEAD_GUESS_S = 0.15
 SMOOTHING = 0.5
 
@@ -66,7 +69,8 @@ def shares(
     """Seconds of sampling for every workload in the next replicate.
 
     Every workload gets the time of its ``min_rounds``; what is left over is divided in proportion to the square root
-    of a round's time, so that long rounds get more time and short ones more rounds.
+    of a round's time, so that long rounds get more time and short ones more rounds. Where there is too little time for
+    all ``min_rounds``, everything is divided so: one round that seemed long for a moment cannot take it all.
 
     Args:
         time_s: time left for all remaining replicates.
@@ -78,9 +82,24 @@ def shares(
     fixed_s = overheads.start_s + sum(overheads.job(key) for key in round_s)
     sampling_s = max(0.0, (time_s / num_replicates - fixed_s) * (1 - CONTROL_SHARE))
     need_s = {key: ROUNDS_OVERHEAD * min_rounds * seconds for key, seconds in round_s.items()}
-    spare_s = max(0.0, sampling_s - sum(need_s.values()))
+    spare_s = sampling_s - sum(need_s.values())
+    if spare_s < 0:
+        need_s, spare_s = dict.fromkeys(round_s, 0.0), sampling_s
     total_weight = sum(seconds**0.5 for seconds in round_s.values())
     return {key: need_s[key] + spare_s * seconds**0.5 / total_weight for key, seconds in round_s.items()}
+
+
+def least_s(round_s: Iterable[float], processes: int, min_rounds: int, overheads: Overheads) -> float:
+    """Seconds that it takes to time workloads in as many processes as a verdict needs, control included."""
+    from bench.analysis.comparisons import MIN_PROCESSES  # only here: --dry-run plans without loading scipy and pandas
+
+    workloads_s = sum(JOB_OVERHEAD_GUESS_S + ROUNDS_OVERHEAD * min_rounds * seconds for seconds in round_s)
+    return min(processes, MIN_PROCESSES) * (overheads.start_s + MIN_CONTROL_S + workloads_s)
+
+
+def overrun_s(share_s: float) -> float:
+    """Seconds that a job may take beyond its share to make its least rounds."""
+    return max(MIN_OVERRUN_S, OVERRUN * share_s)
 
 
 def control_share(sampling_s: float) -> float:

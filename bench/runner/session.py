@@ -17,12 +17,13 @@ from bench.runner.protocol import Answer, MaterialiseJob, TruthJob
 from bench.runner.scratch import NoSpaceError, Scratch
 from bench.runner.servers import ForkServer
 from bench.store import log
-from bench.store.schema import AnyRecord, CaseRecord, NoteRecord, Record, Status
+from bench.store.schema import AnyRecord, CaseRecord, NoteRecord, Record, SamplesRecord, Status
 from impls.registry import ENTRIES
 
 R = TypeVar("R", bound=Record)
 # A workload's files are large and made once: they get more time than one call of a layer.
 FILES_PATIENCE = 5
+MIN_ROUND_S = 1e-4
 
 
 @dataclass
@@ -76,13 +77,32 @@ class Session:
         """Every workload of the sweep by its id, in order."""
         return {case.workload.id: case.workload for case in self.sweep.cases}
 
+    def open_cases(self) -> list[Case]:
+        """The cases whose outcome is not known yet."""
+        return [case for case in self.sweep.cases if case.id not in self.outcomes]
+
     def qualified(self) -> dict[str, list[Case]]:
-        """The cases that may be timed, by workload id."""
+        """The cases that may be timed, by workload id: of workloads whose cases are all settled."""
+        unsettled = {case.workload.id for case in self.open_cases()}
         found: dict[str, list[Case]] = {}
         for case in self.sweep.cases:
-            if case.id in self.outcomes and self.outcomes[case.id].status is Status.OK:
+            if case.workload.id not in unsettled and self.outcomes[case.id].status is Status.OK:
                 found.setdefault(case.workload.id, []).append(case)
         return found
+
+    def rough_rounds_s(self) -> dict[str, float]:
+        """Rough seconds of one round of all qualified cases, by workload id."""
+        found = {}
+        for workload_id, cases in self.qualified().items():
+            rough = [self.outcomes[case.id].qualified for case in cases]
+            found[workload_id] = max(MIN_ROUND_S, sum(known.rough_latency_s for known in rough if known))
+        return found
+
+    def missing_processes(self) -> dict[str, int]:
+        """By workload: in how many processes it is still to be timed; those timed in all are left out."""
+        timed = Counter(record.workload_id for record in self.of_kind(SamplesRecord))
+        lacks = {key: self.sweep.measure.processes - timed[key] for key in self.qualified()}
+        return {key: lack for key, lack in lacks.items() if lack > 0}
 
     def new_server(self) -> ForkServer:
         """A fork server of this run, not started yet."""

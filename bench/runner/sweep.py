@@ -29,7 +29,7 @@ from bench.runner.session import Session
 from bench.runner.timing import Timing
 from bench.runner.worker import JOBS_MODULE
 from bench.store import log
-from bench.store.schema import AnyRecord, CaseRecord, NoteRecord, RunInfo, Status
+from bench.store.schema import AnyRecord, CaseRecord, NoteRecord, RunInfo, SamplesRecord, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,12 @@ class RunOutcome:
     Attributes:
         folder: where its records are.
         statuses: how many cases ended how.
+        num_not_run: cases that the budget did not reach, or not for a single time; resuming the run measures them.
     """
 
     folder: Path
     statuses: Counter[Status]
+    num_not_run: int = 0
 
 
 def run_sweep(
@@ -109,7 +111,7 @@ def run_sweep(
             raise RunInterruptedError(
                 f"stopped ({signal}); what was measured is kept. Go on with: moebench run --resume {folder}"
             ) from None
-    return RunOutcome(folder, session.statuses)
+    return RunOutcome(folder, session.statuses, _num_not_run(session))
 
 
 def _measure(session: Session, *, resumed: bool) -> None:
@@ -117,15 +119,49 @@ def _measure(session: Session, *, resumed: bool) -> None:
         session.note("resumed" if resumed else "started")
         if resumed:
             _warn_of_change(session)
-        qualify_cases(session)
         energy = EnergyPass(session)
-        energy.probe()
-        Timing(session, energy.reserve_s).run()
+        with session.new_server() as server:
+            qualify_cases(session, server)
+            energy.probe(server)
+        timing = Timing(session, energy.reserve_s)
+        timing.run()
         energy.run()
-        session.note("finished")
+        _note_end(session, timing, energy)
     except Interrupted as signal:
         session.note("interrupted", f"stopped by {signal}")
         raise
+
+
+def _note_end(session: Session, timing: Timing, energy: EnergyPass) -> None:
+    """Note that all that was asked for is done; or what is not, because the budget was spent."""
+    measure, undone = session.sweep.measure, []
+    num_workloads, missing = len(session.qualified()), timing.missing_processes()
+    if open_cases := session.open_cases():
+        undone.append(f"{len(open_cases)} of {len(session.sweep.cases)} cases were not run")
+    if missing:
+        fewest = measure.processes - max(missing.values())
+        undone.append(
+            f"{len(missing)} of {num_workloads} workloads were timed in fewer than {measure.processes} processes "
+            f"(the fewest: {fewest})"
+        )
+    if num_open := energy.num_open():
+        undone.append(f"the energy of {num_open} cases was not measured")
+    if undone:
+        session.note(
+            "budget_spent",
+            f"the budget of {measure.budget_s:g} s was spent: {', and '.join(undone)}; "
+            f"moebench run --resume {session.folder.name} goes on with as much time again",
+        )
+        return
+    wide = len(timing.still_wide())
+    text = f"the interval of {wide} of {num_workloads} workloads stayed wider than ±{measure.half_width:.1%}"
+    session.note("finished", text if wide else "")
+
+
+def _num_not_run(session: Session) -> int:
+    timed = {record.workload_id for record in session.of_kind(SamplesRecord)}
+    untimed = [cases for key, cases in session.qualified().items() if key not in timed]
+    return len(session.open_cases()) + sum(map(len, untimed))
 
 
 def _read_unfinished(folder: Path, sweep: Sweep) -> list[AnyRecord]:
@@ -159,15 +195,20 @@ def _warn_of_change(session: Session) -> None:
 
 
 def used_s(records: Sequence[AnyRecord]) -> float:
-    """Seconds of the budget that the sessions of a run have used: from each one's first note to its last record."""
-    total_s = 0.0
-    begin_s = last_s = None
+    """Seconds of the budget that the sessions of a run have used: from each one's first note to its last record.
+
+    A run whose budget was spent before all was done has its budget anew when it is resumed.
+    """
+    total_s = begin_s = last_s = 0.0
     for record in records:
-        if isinstance(record, NoteRecord) and record.event in ("started", "resumed"):
-            total_s += (last_s or 0.0) - (begin_s or 0.0)
+        event = record.event if isinstance(record, NoteRecord) else ""
+        if event in ("started", "resumed"):
+            total_s += last_s - begin_s
             begin_s = record.unix_time_s
         last_s = record.unix_time_s
-    return max(0.0, total_s + (last_s or 0.0) - (begin_s or last_s or 0.0))
+        if event == "budget_spent":
+            total_s, begin_s = 0.0, last_s
+    return max(0.0, total_s + last_s - begin_s)
 
 
 def new_run_id(source: str) -> str:

@@ -6,6 +6,7 @@ machine does not favour one of them. A workload whose interval is narrow enough 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
 import time
@@ -17,10 +18,9 @@ from bench.cases import Case, Workload
 from bench.runner import schedule
 from bench.runner.protocol import Answer, CeilingJob, ControlJob, TimeJob
 from bench.runner.servers import ForkServer
-from bench.runner.session import Session, short_workload
+from bench.runner.session import MIN_ROUND_S, Session, short_workload
 from bench.store.schema import CeilingRecord, ControlRecord, SamplesRecord, Status
 
-MIN_ROUND_S = 1e-4
 MAX_FAILURES = 3
 
 
@@ -42,20 +42,18 @@ class Timing:
         self._measure = session.sweep.measure
         self._workloads = session.workloads()
         self._overheads = schedule.Overheads()
-        self._round_s: dict[str, float] = {}
+        self._round_s = session.rough_rounds_s()
         self._first_shares: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
 
     def run(self) -> None:
-        """Time until the intervals are narrow enough or the budget is spent, and note what was cut."""
-        for workload_id, cases in self._session.qualified().items():
-            rough = [self._session.outcomes[case.id].qualified for case in cases]
-            self._round_s[workload_id] = max(MIN_ROUND_S, sum(known.rough_latency_s for known in rough if known))
+        """Time until the intervals are narrow enough or the budget is spent."""
         looks = schedule.looks(self._measure.processes)
         done = 0
-        try:
+        # A budget that ends within a replicate ends the run: what was measured until then is kept.
+        with contextlib.suppress(BudgetSpentError):
             for look in looks:
-                active = self._still_wide() if done else list(self._round_s)
+                active = self.still_wide(done) if done else list(self._round_s)
                 if not active:
                     return
                 first = look == looks[0]
@@ -64,15 +62,25 @@ class Timing:
                 for replicate in range(done, look):
                     self._replicate(replicate, active, look, deadline_s)
                 done = look
-        except BudgetSpentError:
-            self._say_what_was_cut()
+
+    def missing_processes(self) -> dict[str, int]:
+        """Of the workloads that were not given up, in how many processes each was not timed yet."""
+        lacks = self._session.missing_processes()
+        return {key: lack for key, lack in lacks.items() if self._failures[key] == 0}
 
     def _available_s(self) -> float:
         return self._session.left_s - self._reserve_s()
 
-    def _still_wide(self) -> list[str]:
-        """The workloads whose widest interval is not narrow enough yet."""
-        samples = self._session.of_kind(SamplesRecord)
+    def still_wide(self, replicates: int | None = None) -> list[str]:
+        """The workloads whose widest interval is not narrow enough yet, judged by the first ``replicates``.
+
+        A resumed run has later ones too; looking at those early would be a look that was not declared.
+        """
+        samples = [
+            record
+            for record in self._session.of_kind(SamplesRecord)
+            if replicates is None or record.replicate < replicates
+        ]
         wide = []
         for workload_id, cases in self._session.qualified().items():
             # Samples of a case that has failed since no longer count.
@@ -114,8 +122,8 @@ class Timing:
                 self._measure.min_rounds,
                 self._overheads,
             )
-            if look > self._measure.processes:  # later looks want more processes, not longer ones
-                shares = {key: min(share, self._first_shares.get(key, share)) for key, share in shares.items()}
+            if look > self._measure.processes:  # later looks want more processes like the first, not other ones
+                shares = {key: self._first_shares.get(key) or self._earlier_share(key) for key in todo}
             else:
                 self._first_shares |= shares
             self._control(server, replicate, sum(shares.values()))
@@ -142,6 +150,7 @@ class Timing:
                 folder=str(self._session.scratch.folder(workload)),
                 order_seed=order_seed,
                 time_budget_s=share_s,
+                overrun_s=schedule.overrun_s(share_s),
                 min_rounds=self._measure.min_rounds,
             )
             answer = server.execute(job, self._measure.timeout_s + share_s)
@@ -167,6 +176,10 @@ class Timing:
             reason = f"while it was timed: {answer.reason}"
             self._session.settle(charged[0], Answer(status=answer.status, reason=reason))
             remaining.remove(charged[0])
+
+    def _earlier_share(self, key: str) -> float:
+        """Seconds that a workload had in the processes of an earlier session."""
+        return statistics.median(r.wall_s for r in self._session.of_kind(SamplesRecord) if r.workload_id == key)
 
     def _uncharged(self, workload: Workload, answer: Answer) -> None:
         """A failure that is no single case's fault costs the workload this replicate."""
@@ -226,20 +239,3 @@ class Timing:
                 )
             else:
                 self._session.note("warning", f"the {what} ceiling of {device} was not measured: {answer.reason}")
-
-    def _say_what_was_cut(self) -> None:
-        counts = Counter(record.workload_id for record in self._session.of_kind(SamplesRecord))
-        found = [counts[key] for key in self._session.qualified()]
-        short = sum(count < self._measure.processes for count in found)
-        if short:
-            text = (
-                f"the budget of {self._measure.budget_s:g} s was spent: {short} of {len(found)} workloads were timed "
-                f"in fewer than {self._measure.processes} processes (the fewest: {min(found)}); raise --budget or "
-                "shorten the sweep"
-            )
-        else:
-            text = (
-                f"the budget of {self._measure.budget_s:g} s was spent before every interval was narrower than "
-                f"±{self._measure.half_width:.1%}"
-            )
-        self._session.note("budget_spent", text)

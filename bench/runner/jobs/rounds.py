@@ -36,6 +36,7 @@ def time_cases(job: TimeJob, announce: Callable[[Announce], None]) -> Answer:
                 device,
                 order_seed=job.order_seed,
                 time_budget_s=job.time_budget_s,
+                overrun_s=job.overrun_s,
                 min_rounds=job.min_rounds,
                 max_rounds=job.max_rounds,
                 cold=workload.cache == "cold",

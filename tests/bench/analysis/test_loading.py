@@ -200,7 +200,6 @@ def test_warnings_give_the_evidence() -> None:
             WORKLOAD, 1, {"grouped": [1e-3], "einsum": [1.1e-3]}, disturbance=busy, environment_hash="other"
         ),
         making.note("budget_spent", 40.0, text="The budget of 40 s is spent."),
-        making.note("finished", 41.0),
     ]
     info = making.info.model_copy(update={"environment": {"cpu": {"usable_cores": 2}}})
     warnings = "\n".join(analyse(info, records, ["line 7 is not a valid record"]).warnings)

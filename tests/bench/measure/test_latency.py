@@ -101,6 +101,19 @@ def test_rounds_end_at_the_budget_but_not_before_min_rounds() -> None:
     assert len(sample({"a": lambda: slow.spend(100.0)}, slow, min_rounds=7)["a"].latency_s) == 7
 
 
+def test_min_rounds_are_given_up_where_they_take_far_longer_than_planned() -> None:
+    device = VirtualDevice()
+    result = sample({"a": lambda: device.spend(100.0)}, device, min_rounds=7, overrun_s=500.0)
+    assert 1 <= len(result["a"].latency_s) < 7
+    stalled = VirtualDevice()
+    assert len(sample({"a": lambda: stalled.spend(100.0)}, stalled, min_rounds=7, overrun_s=0.0)["a"].latency_s) == 1
+
+
+def test_long_calls_are_not_repeated_to_learn_that_they_are_long() -> None:
+    device = VirtualDevice()
+    assert len(sample({"a": lambda: device.spend(10.0)}, device, min_rounds=1)["a"].warmup_s) == 2
+
+
 def test_warm_up_ramp_is_kept_out_of_the_samples() -> None:
     device = VirtualDevice()
     draw = random.Random(2)

@@ -6,15 +6,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_jobs import arm
 from fake_sweep import make_sweep
 
 from bench.config import Sweep
 from bench.errors import RequestError, ResultsError
+from bench.runner.interrupt import Interrupt
 from bench.runner.progress import Silent
+from bench.runner.scratch import Scratch
+from bench.runner.session import Session
 from bench.runner.sweep import RunOutcome, new_run_id, run_sweep, used_s
+from bench.runner.timing import Timing
 from bench.store.log import Run, find_runs, read_run
 from bench.store.schema import (
     CaseRecord,
@@ -132,17 +138,61 @@ def test_a_spent_budget_ends_the_run_with_a_note(tmp_path: Path, monkeypatch: py
     outcome = run(make_sweep(["ok", "loop"], 4, processes=50, budget_s=6), tmp_path)
     read = read_run(outcome.folder)
     assert time.monotonic() - started_s < 12
-    assert events(read) == ["started", "budget_spent", "finished"]
-    note = next(r for r in of_kind(read, NoteRecord) if r.event == "budget_spent")
+    assert events(read) == ["started", "budget_spent"]
+    note = of_kind(read, NoteRecord)[-1]
     assert "fewer than 50 processes" in note.text
+    assert f"moebench run --resume {outcome.folder.name}" in note.text
+    assert outcome.num_not_run == 0
 
 
-def test_cases_that_the_budget_does_not_reach_are_rows(tmp_path: Path) -> None:
-    outcome = run(make_sweep(["slow@qualify", "ok"], 4, budget_s=1.0), tmp_path)
-    read = read_run(outcome.folder)
-    assert sum(outcome.statuses.values()) == 8
-    assert outcome.statuses[Status.TIMEOUT] >= 1
-    assert "budget_spent" in events(read)
+def test_workloads_that_the_budget_does_not_reach_stay_open_until_it_is_renewed(tmp_path: Path) -> None:
+    sweep = make_sweep(["slow@qualify", "ok"], 6, budget_s=3.0, processes=2)
+    outcome = run(sweep, tmp_path)
+    first = read_run(outcome.folder)
+    assert events(first) == ["started", "budget_spent"]
+    assert set(outcome.statuses) == {Status.OK}, "what was never started has not failed"
+    assert 0 < outcome.num_not_run < 12
+    assert outcome.num_not_run % 2 == 0, "workloads are left out whole"
+    assert f"{outcome.num_not_run} of 12 cases were not run" in of_kind(first, NoteRecord)[-1].text
+    for _ in range(8):
+        if (outcome := run(sweep, tmp_path, resume=outcome.folder)).num_not_run == 0:
+            break
+    last = read_run(outcome.folder)
+    assert last.records[: len(first.records)] == first.records
+    assert events(last)[-1] == "finished"
+    assert outcome.statuses == {Status.OK: 12}
+    assert Counter(r.case_id for r in of_kind(last, CaseRecord)) == {case.id: 1 for case in sweep.cases}
+    assert Counter((r.workload_id, r.replicate) for r in of_kind(last, SamplesRecord)) == {
+        (case.workload.id, replicate): 1 for case in sweep.cases for replicate in range(2)
+    }
+
+
+def test_a_workload_is_timed_only_once_all_its_cases_are_settled(tmp_path: Path) -> None:
+    """Else a case that is qualified after a resume would have no place in the rounds that were timed before."""
+    sweep = make_sweep(["slow@qualify", "slow@qualify"], 1, budget_s=0.5, processes=2)
+    sweep = replace(sweep, cases=[*sweep.cases[:1], *make_sweep(["ok", "loop", "grouped"], 1).cases])
+    outcome = run(sweep, tmp_path)
+    assert outcome.num_not_run == 4
+    assert not of_kind(read_run(outcome.folder), SamplesRecord)
+    finished = replace(sweep, measure=sweep.measure.model_copy(update={"budget_s": 60.0}))
+    read = read_run(run(finished, tmp_path, resume=outcome.folder).folder)
+    assert [len(r.arms) for r in of_kind(read, SamplesRecord)] == [4, 4]
+
+
+def test_a_resumed_run_is_looked_at_where_it_was_declared(tmp_path: Path) -> None:
+    """Replicates beyond a look do not count at it, though they are there already."""
+    sweep = make_sweep(["ok", "noisy"], 1, processes=2, half_width=1e-6)
+    folder = run(sweep, tmp_path).folder
+    session = Session(
+        sweep, folder, "", Silent(), Interrupt(), Scratch(), "fake_jobs", records=read_run(folder).records
+    )
+    quiet = [
+        r.model_copy(update={"arms": dict.fromkeys(r.arms, arm(0))}) for r in of_kind(read_run(folder), SamplesRecord)
+    ]
+    session.records = [r for r in session.records if not isinstance(r, SamplesRecord) or r.replicate >= 2] + quiet[:2]
+    timing = Timing(session, lambda: 0.0)
+    assert timing.still_wide() == [sweep.cases[0].workload.id]
+    assert timing.still_wide(2) == []
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
@@ -175,6 +225,9 @@ def test_used_time_leaves_out_the_pause_before_a_resume() -> None:
 
     assert used_s([]) == 0
     assert used_s([note("started", 100), note("warning", 130), note("resumed", 1000), note("warning", 1005)]) == 35
+    spent = [note("started", 100), note("budget_spent", 130)]
+    assert used_s(spent) == 0, "the budget is renewed"
+    assert used_s([*spent, note("resumed", 1000), note("warning", 1005)]) == 5
 
 
 def start(tmp_path: Path, impls: str, resume: str = "") -> subprocess.Popen[str]:
