@@ -104,6 +104,16 @@ def test_half_precision_matches_the_reference(name: str, label: str, dtype: torc
     check(name, label, "router", 33, dtype)
 
 
+@pytest.mark.parametrize("name", ["ensemble", "ensemble_weighted"])
+def test_the_error_of_an_ensemble_does_not_grow_with_its_members(name: str) -> None:
+    spec = make_spec(num_experts=128)
+    weights = make_weights(spec, dtype=torch.bfloat16)
+    x_TD, grad_TD = (make_tokens(16, 32, dtype=torch.bfloat16, seed=seed) for seed in (0, 1))
+    truth = reference_step(name, spec, weights, x_TD, torch.zeros(16, 2, dtype=torch.int64), grad_TD)
+    layer = build(name, spec, weights=weights, direction="train")
+    assert_same(train_step(layer, x_TD, grad_TD), truth, TOLERANCE[torch.bfloat16])
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("label", ["plain", "gelu_bias_c1", "geglu_shared", "k_is_e", "one_expert"])
 @pytest.mark.parametrize("name", BASELINES)
