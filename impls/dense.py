@@ -14,13 +14,20 @@ from torch.nn import functional
 
 from impls.baseline import Baseline
 from impls.ffn import activate
+from impls.spec import LayerSpec
+from impls.weights import Weights
 
 
 class Dense(Baseline):
     """The sum of the first top_k experts, as one feed-forward of width top_k * F."""
 
     semantics: ClassVar[str] = "dense"
-    _down_packed: Tensor | None = None
+    _down_packed: Tensor | None
+
+    def __init__(self, spec: LayerSpec, weights: Weights) -> None:
+        super().__init__(spec, weights)
+        # a buffer, so that it goes where the layer goes; not saved, because it is derived
+        self.register_buffer("_down_packed", None, persistent=False)
 
     @property
     def num_taken(self) -> int:

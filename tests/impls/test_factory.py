@@ -121,6 +121,14 @@ def test_direction_sets_the_mode_and_prepare_runs_once_unless_the_caller_does(mo
     assert calls == ["Loop"]
 
 
+@pytest.mark.parametrize("name", ENTRIES)
+def test_what_prepare_derived_moves_with_the_layer_and_is_not_saved(name: str) -> None:
+    layer = build(name, make_spec())
+    assert set(layer.state_dict()) == {f"weights.{n}" for n, _ in layer.weights.named_parameters()}
+    with torch.no_grad():
+        assert layer.to(torch.bfloat16)(make_tokens(3, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
 def test_everything_is_available_here() -> None:
     found = available()
     assert list(found) == registry.names()
