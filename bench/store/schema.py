@@ -73,7 +73,7 @@ class Qualified(BaseModel):
         moved_bytes: bytes that one call cannot avoid moving (weights in use, inputs, outputs), analytic.
         weight_bytes: bytes of the canonical weights.
         prepared_bytes: bytes that ``prepare()`` added to them.
-        prepare_s: time of building the layer from its weights, ``prepare()`` included.
+        prepare_s: time of ``prepare()``, which derives another layout of the weights, once.
         first_call_s: time of the first call.
         rough_latency_s: one rough time, for planning only, never shown as a result.
         allocator_peak_bytes: peak of allocated bytes above what existed before the call (this is

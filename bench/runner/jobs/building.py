@@ -13,8 +13,8 @@ from impls.factory import build
 from impls.layer import MoELayer
 
 
-def build_case(case: Case, shared: Shared) -> MoELayer:
-    """The layer of ``case``, prepared.
+def build_case(case: Case, shared: Shared, *, prepare: bool = True) -> MoELayer:
+    """The layer of ``case``, prepared unless the caller means to time that.
 
     Raises:
         Unsupported: with the reason.
@@ -27,6 +27,7 @@ def build_case(case: Case, shared: Shared) -> MoELayer:
         dtype=inputs.DTYPES[workload.dtype],
         direction=workload.direction,
         weights=shared.weights,
+        prepare=prepare,
     )
 
 

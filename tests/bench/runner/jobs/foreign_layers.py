@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from impls.layer import MoELayer
 from impls.loop import Loop
 from impls.routing import Routing
+from impls.spec import LayerSpec
+from impls.weights import Weights
 
 
 class Right(Loop):
@@ -19,6 +22,17 @@ class Right(Loop):
 class ThreePercentOff(Loop):
     def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
         return super().compute(x_TD, routing) * 1.03
+
+
+class SlowToBuild(Loop):
+    def __init__(self, spec: LayerSpec, weights: Weights) -> None:
+        super().__init__(spec, weights)
+        time.sleep(0.3)
+
+
+class SlowToPrepare(Loop):
+    def prepare(self) -> None:
+        time.sleep(0.3)
 
 
 class SlightlyOffButInexact(ThreePercentOff):

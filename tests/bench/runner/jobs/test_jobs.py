@@ -99,6 +99,13 @@ def test_no_tokens_at_all_qualify(tmp_path: Path) -> None:
     assert (found.relative_error, found.flops, found.checked_tokens) == (0, 0, 0)
 
 
+def test_the_time_of_prepare_is_that_of_prepare_alone(tmp_path: Path) -> None:
+    w = workload()
+    prepare(tmp_path, w)
+    assert qualified(tmp_path, foreign("SlowToBuild"), w).prepare_s < 0.3
+    assert qualified(tmp_path, foreign("SlowToPrepare"), w).prepare_s >= 0.3
+
+
 def test_materialised_tensors_are_those_of_the_seed_and_are_made_once(tmp_path: Path) -> None:
     w = workload(direction="train", routing="balanced")
     job = MaterialiseJob(workload=w, folder=str(tmp_path / "new"))
