@@ -33,11 +33,16 @@ class Truth:
         gradients: float64 gradient of every weight by its canonical name, zeros where the output does not depend on
             it, and of the tokens as ``input`` (T, D); empty where no output gradient was given.
         tokens: (n,) which tokens.
+        uncancelled: norms of the router's gradients before cancellation, by name: what they would be, root mean
+            square, if the D products in every gate's gradient ``<dL/dy, expert's output>`` had random signs. An
+            expert's output is rounded, so this, not their own norm, is what a right gradient's error is in proportion
+            to. Empty where the router has no gradient.
     """
 
     output: Tensor
     gradients: dict[str, Tensor]
     tokens: Tensor
+    uncancelled: dict[str, float]
 
 
 def expertwise_truth(
@@ -80,20 +85,24 @@ def expertwise_truth(
     if spec.num_shared_experts:
         sums.add_shared()
     if grad_nD is None:
-        return Truth(sums.output_nD, {}, chosen_n)
+        return Truth(sums.output_nD, {}, chosen_n, {})
 
     gradients = sums.gradients
     grad_x_nD = sums.grad_x_nD
+    uncancelled: dict[str, float] = {}
     names = ["router_weight", "router_bias"][: len(router)]
     gradients.update({name: torch.zeros_like(p) for name, p in zip(names, router, strict=True)})
     if gates_nE.requires_grad:
         from_gates = torch.autograd.grad(gates_nE, [x_nD, *router], sums.grad_gates_nE)
         grad_x_nD = grad_x_nD + from_gates[0]
         gradients.update(zip(names, from_gates[1:], strict=True))
+        logit_scale_n = _logit_scale(semantics, spec, router, x_nD, expert_ids_TK[chosen_n], gates_nE, sums)
+        factors = {"router_weight": x_nD.detach().norm(dim=1), "router_bias": torch.ones_like(logit_scale_n)}
+        uncancelled = {name: float((factors[name] * logit_scale_n).norm()) for name in names}
     gradients["input"] = torch.zeros(x_TD.shape, dtype=torch.float64, device=x_TD.device).index_copy(
         0, chosen_n, grad_x_nD
     )
-    return Truth(sums.output_nD, gradients, chosen_n)
+    return Truth(sums.output_nD, gradients, chosen_n, uncancelled)
 
 
 def _kept(spec: LayerSpec, ids_TK: Tensor) -> Tensor:
@@ -123,6 +132,24 @@ def _gates(
     return torch.zeros_like(logits_nE).scatter_add(1, ids_nK, gates_nK * kept_nK)
 
 
+def _logit_scale(
+    semantics: str, spec: LayerSpec, router: list[Tensor], x_nD: Tensor, ids_nK: Tensor, gates_nE: Tensor, sums: _Sums
+) -> Tensor:
+    """Norm (n,) of each token's logit gradients, root mean square over random signs in every gate's gradient.
+
+    A gate is ``g_j = p_j`` where kept, else 0, of a softmax p, so its derivative by logit i is
+    ``g_j (delta_ij - p_i)``. With independent random gate gradients of deviation s_j, the expected square of the norm
+    is the sum over j of ``g_j^2 s_j^2 (1 - 2 p_j + sum_i p_i^2)``.
+    """
+    with torch.no_grad():
+        logits_nE = torch.nn.functional.linear(x_nD, *router)
+        if semantics == "moe" and spec.norm_topk_prob:
+            logits_nE = torch.full_like(logits_nE, -torch.inf).scatter(1, ids_nK, logits_nE.gather(1, ids_nK))
+        p_nE = logits_nE.softmax(-1)
+        through_softmax_nE = 1 - 2 * p_nE + p_nE.square().sum(1, keepdim=True)
+        return (gates_nE * sums.uncancelled_gates_nE).square().mul(through_softmax_nE).sum(1).clamp_min(0).sqrt()
+
+
 def _used(semantics: str, spec: LayerSpec, ids_nK: Tensor, kept_nK: Tensor) -> Tensor:
     """Which token uses which expert, (n, E) bool."""
     used_nE = torch.zeros(ids_nK.shape[0], spec.num_experts, dtype=torch.int32, device=ids_nK.device)
@@ -143,6 +170,7 @@ class _Sums:
         self.output_nD = torch.zeros_like(x_nD)
         self.grad_x_nD = torch.zeros_like(x_nD)
         self.grad_gates_nE = x_nD.new_zeros(x_nD.shape[0], spec.num_experts)
+        self.uncancelled_gates_nE = torch.zeros_like(self.grad_gates_nE)
         experts = {n: p for n, p in weights.named_parameters() if not n.startswith("router_")}
         self.gradients = {} if grad_nD is None else {n: x_nD.new_zeros(p.shape) for n, p in experts.items()}
 
@@ -179,4 +207,6 @@ class _Sums:
             for total, part in zip(gradients.values(), found[1:], strict=True):
                 total += part
             if e is not None:
-                self.grad_gates_nE[block_B, e] = (grad_BD * y_BD.detach()).sum(1)
+                products_BD = grad_BD * y_BD.detach()
+                self.grad_gates_nE[block_B, e] = products_BD.sum(1)
+                self.uncancelled_gates_nE[block_B, e] = products_BD.norm(dim=1)

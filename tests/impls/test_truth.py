@@ -7,6 +7,7 @@ import torch
 from layer_testing import BASELINES, Step, assert_same, make_spec, make_tokens, reference_step, relative_error
 
 from impls import LayerSpec, truth
+from impls.ffn import feed_forward
 from impls.routing import route
 from impls.truth import expertwise_truth
 from impls.weights import make_weights
@@ -53,6 +54,27 @@ def test_some_tokens_are_those_of_the_whole_with_capacity_counted_over_all() -> 
     for name, gradient in whole.gradients.items():
         assert some.gradients[name].shape == gradient.shape
         assert relative_error(some.gradients[name], gradient) < 1e-12, name
+
+
+@pytest.mark.parametrize("norm_topk_prob", [False, True])
+def test_norms_before_cancellation_are_those_over_random_signs(norm_topk_prob: bool) -> None:
+    spec = make_spec(num_experts=4, top_k=3, capacity_factor=0.8, norm_topk_prob=norm_topk_prob, router_bias=True)
+    weights = make_weights(spec)
+    x_TD, grad_TD = make_tokens(5, 32), make_tokens(5, 32, seed=1)
+    routing = route(spec, weights, x_TD)
+    found = expertwise_truth("moe", spec, weights, x_TD, routing.expert_ids, grad_output_TD=grad_TD)
+
+    router = [weights.router_weight, weights.router_bias]
+    squares = [0.0, 0.0]  # gates with independent random gradients: their squares add up
+    for token, choice in routing.kept.nonzero().tolist():
+        e = int(routing.expert_ids[token, choice])
+        y_D = feed_forward("swiglu", x_TD[token], weights.in_proj[e], weights.down_proj[e])
+        slopes = torch.autograd.grad(routing.weights[token, choice], router, retain_graph=True)
+        for i, slope in enumerate(slopes):
+            squares[i] += float(slope.norm() * (grad_TD[token] * y_D.detach()).norm()) ** 2
+    assert not routing.kept.all()
+    assert list(found.uncancelled) == ["router_weight", "router_bias"]
+    assert list(found.uncancelled.values()) == pytest.approx([square**0.5 for square in squares], rel=1e-5)
 
 
 def test_without_an_output_gradient_there_are_no_gradients() -> None:

@@ -47,10 +47,9 @@ def _qualify(case: Case, folder: Path, announce: Callable[[Announce], None]) -> 
     # the least that a call allocates; what a capacity drops does not change it
     least = cost_of_call(workload, semantics, [0] * workload.layer.num_experts)
     require_memory("output and gradients of a call", least.analytic_peak_bytes, device.torch_device)
-    start_s = time.perf_counter()
-    layer = build_case(case, shared)
+    layer = build_case(case, shared, prepare=False)
     device.synchronize()
-    prepare_s = time.perf_counter() - start_s
+    prepare_s = _seconds(layer.prepare, device)
 
     announce(Announce(case_id=case.id, what="check"))
     routing = _routing(layer, shared) if layer.routes else None
@@ -137,6 +136,7 @@ def _check(
             truth_gradients=truth.gradients,
             tokens_n=truth.tokens,
             like_TD=shared.x,
+            uncancelled=truth.uncancelled,
         )
     return checked, first_call_s
 

@@ -36,12 +36,14 @@ class StoredTruth:
         gradients: float64, by name of the weight and ``input``; empty in ``forward``.
         tokens: (n,) which tokens those are, in ascending order.
         expert_ids: (T, K) the ids that it was computed for.
+        uncancelled: norms before cancellation of the router's gradients, by name.
     """
 
     output: torch.Tensor
     gradients: dict[str, torch.Tensor]
     tokens: torch.Tensor
     expert_ids: torch.Tensor
+    uncancelled: dict[str, float]
 
 
 def compute_truth(job: TruthJob, announce: Callable[[Announce], None]) -> Answer:
@@ -63,11 +65,13 @@ def read_truth(folder: Path, semantics: str) -> StoredTruth:
     Raises:
         FileNotFoundError: it was not computed.
     """
-    tensors = read_tensors(folder, _set_name(semantics)).tensors
+    stored = read_tensors(folder, _set_name(semantics))
+    tensors = stored.tensors
     gradients = {
         name.removeprefix(GRADIENT_PREFIX): t for name, t in tensors.items() if name.startswith(GRADIENT_PREFIX)
     }
-    return StoredTruth(tensors["output"], gradients, tensors["tokens"], tensors["expert_ids"])
+    uncancelled = stored.facts["uncancelled"]
+    return StoredTruth(tensors["output"], gradients, tensors["tokens"], tensors["expert_ids"], uncancelled)
 
 
 def _set_name(semantics: str) -> str:
@@ -103,7 +107,8 @@ def _compute(shared: Shared, semantics: str, max_flops: float) -> None:
     )
     tensors = {"output": truth.output, "tokens": tokens_n, "expert_ids": ids_TK}
     tensors |= {GRADIENT_PREFIX + name: gradient for name, gradient in truth.gradients.items()}
-    write_tensors(shared.folder, _set_name(semantics), tensors.items(), {"workload_id": workload.id})
+    facts = {"workload_id": workload.id, "uncancelled": truth.uncancelled}
+    write_tensors(shared.folder, _set_name(semantics), tensors.items(), facts)
 
 
 def _sample(num_tokens: int, seed: int, affordable: float) -> torch.Tensor:
