@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.config import load_sweep, parse_sweep
 from bench.runner.progress import Progress, Silent
-from bench.runs import LATEST, run_folder
+from bench.runs import LATEST, analysis_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,15 +46,13 @@ def load(run: str | Path = LATEST, *, results: str | Path = "results") -> pd.Dat
     """The tidy table of a run: one row a case, columns as ``moebench show --csv``.
 
     Args:
-        run: its folder, its id under ``results``, or ``latest``.
+        run: its folder, its id under ``results``, ``latest``, or a JSON file that ``pytest bench/suites`` wrote.
         results: folder in which runs are kept.
 
     Raises:
         ResultsError: there is no such run, or it cannot be read.
     """
-    from bench.analysis import load as analyse
-
-    return analyse(run_folder(str(run), Path(results))).frame
+    return analysis_of(str(run), Path(results)).frame
 
 
 def write_report(*runs: str | Path, out: str | Path, results: str | Path = "results") -> Path:
@@ -63,8 +61,6 @@ def write_report(*runs: str | Path, out: str | Path, results: str | Path = "resu
     Raises:
         ResultsError: there is no such run, or it cannot be read.
     """
-    from bench.analysis import load as analyse
     from bench.report import write_report as write
 
-    folders = [run_folder(str(run), Path(results)) for run in runs or (LATEST,)]
-    return write([analyse(folder) for folder in folders], Path(out))
+    return write([analysis_of(str(run), Path(results)) for run in runs or (LATEST,)], Path(out))

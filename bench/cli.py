@@ -68,6 +68,7 @@ def run(
     dtype: Axis = None,
     device: Axis = None,
     direction: Axis = None,
+    routing: Axis = None,
     threads: Axis = None,
     set_: Annotated[tuple[str, ...], Parameter(name="--set", group=AXES)] = (),
     budget: str | None = None,
@@ -86,7 +87,8 @@ def run(
         dtype: float32, bfloat16, float16, or fp32, bf16, fp16.
         device: auto, cpu or cuda.
         direction: forward or train.
-        threads: Threads of one operation on the CPU.
+        routing: router, balanced, zipf:S, hot:P, or trace:FILE.npy with recorded expert ids.
+        threads: Threads of one operation on the CPU: a number, or `all`.
         set_: TABLE.KEY=VALUE[,VALUE] for any key of the sweep, as in layer.num_experts=8,64.
         budget: Time for the whole run, as in 90s, 5m or 1h.
         seed: Draws weights, tokens, routing and order.
@@ -104,6 +106,7 @@ def run(
         "dtype": dtype,
         "device": device,
         "direction": direction,
+        "routing": routing,
         "threads": threads,
         "seed": seed,
         "budget": budget,
@@ -148,13 +151,64 @@ def report(
     """Write an HTML report with its pictures and data; prints the path of the page.
 
     Args:
-        runs: Runs' ids, folders, or `latest` (the default).
+        runs: Runs' ids, folders, or `latest` (the default); also what `pytest bench/suites --benchmark-json` wrote.
         out: Folder to write; reports/<run id> by default.
         results: Folder in which runs are kept; results by default.
     """
     from bench.commands import report_command
 
     return report_command(runs or ("latest",), results=results, out=out)
+
+
+@app.command
+def advise(
+    run: str = "latest",
+    /,
+    *,
+    tokens: int | None = None,
+    experts: int | None = None,
+    top_k: int | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    direction: Literal["forward", "train"] | None = None,
+    memory_limit: str | None = None,
+    latency_limit: str | None = None,
+    json: bool = False,
+    results: Path = RESULTS,
+) -> int:
+    """Say which implementation to use, how sure that is, and what choosing otherwise would cost.
+
+    Sizes that were not measured are answered only where their measured neighbours agree. Exit code 2 where nothing
+    satisfies the limits.
+
+    Args:
+        run: A run's id, its folder, or `latest`.
+        tokens: Tokens in one call.
+        experts: Number of experts.
+        top_k: Experts that each token uses.
+        dtype: Number format.
+        direction: Forward pass or train step.
+        memory_limit: Weights and the peak of a call together, as in 2GiB.
+        latency_limit: Time of one call, as in 5ms.
+        json: Print JSON, one object an answer.
+        results: Folder in which runs are kept; results by default.
+    """
+    from bench.advice import advise_command
+
+    wanted = {
+        "num_tokens": tokens,
+        "num_experts": experts,
+        "top_k": top_k,
+        "dtype": dtype,
+        "direction": direction,
+    }
+    return advise_command(
+        run,
+        {axis: value for axis, value in wanted.items() if value is not None},
+        memory_limit=memory_limit,
+        latency_limit=latency_limit,
+        results=results,
+        as_json=json,
+    )
 
 
 @app.command(name="list")

@@ -13,7 +13,7 @@ from bench import units
 from bench.config import Sweep, load_sweep, parse_sweep
 from bench.errors import Exit, RequestError
 from bench.estimate import estimate
-from bench.runs import run_folder
+from bench.runs import analysis_of, run_folder
 from bench.store.log import read_info
 from bench.store.schema import Status
 
@@ -68,11 +68,10 @@ def exit_code(statuses: Counter[Status], num_not_run: int = 0) -> Exit:
 
 def show_command(run: str, *, results: Path, style: str) -> int:
     """Print a run's table on stdout, as ``csv``, ``json``, ``markdown``, or for people."""
-    from bench.analysis import load
     from bench.console import data, print_table, talk
     from bench.table import markdown, short_table
 
-    analysis = load(run_folder(run, results))
+    analysis = analysis_of(run, results)
     if style == "csv":
         analysis.frame.to_csv(sys.stdout, index=False)
     elif style == "json":
@@ -94,12 +93,10 @@ def rows(frame: pd.DataFrame) -> list[dict[str, object]]:
 
 def report_command(runs: Sequence[str], *, results: Path, out: Path | None) -> int:
     """Write a report and print the path of its page."""
-    folders = [run_folder(run, results) for run in runs]
+    analyses = [analysis_of(run, results) for run in runs]
 
-    from bench.analysis import load
     from bench.report import write_report
 
-    analyses = [load(folder) for folder in folders]
     print(write_report(analyses, out or Path("reports") / analyses[0].info.run_id))
     return Exit.OK
 
@@ -123,17 +120,17 @@ def _list_cases(sweep: Sweep) -> int:
     table = sweep_table(sweep.cases)
     print_table(data(), table, title=f"{sweep.source}: {_count(sweep.cases, 'case')}")
     estimated = estimate(sweep)
-    say = talk()
-    least, most = units.duration(estimated.least_s), units.duration(estimated.most_s)
     workloads = {case.workload.id for case in sweep.cases}
-    say.print(
+    text = (
         f"{_count(sweep.cases, 'case')} of {_count(workloads, 'workload')} in {sweep.measure.processes} processes: "
-        f"between about {least} and {most}, when the budget is spent"
-        if estimated.least_s < estimated.most_s
-        else f"{_count(sweep.cases, 'case')}: the budget of {most} will probably be spent before every row is measured "
-        "as well as asked for; raise it with --budget or shorten the lists",
-        markup=False,
+        f"{units.duration(estimated.least_s)} to {units.duration(estimated.most_s)}"
     )
+    if estimated.needed_s > estimated.most_s:
+        text += (
+            f"; that budget will probably be spent before every row is timed in all of them, which takes some "
+            f"{units.duration(estimated.needed_s)}: raise --budget or shorten the lists"
+        )
+    talk().print(text, markup=False)
     return Exit.OK
 
 

@@ -31,6 +31,8 @@ CALL_OVERHEAD_S = 100e-6
 EXPERT_OVERHEAD_S = 20e-6
 # rates well below what good kernels reach, because most implementations are not good kernels
 FLOPS_PER_S_PER_THREAD = 60e9
+HALF_SPEEDUP = 2.0
+"""Of 16-bit formats over float32: several where the processor has matrix units, one where it has not."""
 FLOPS_PER_S_CUDA = 20e12
 BYTES_PER_S = 10e9
 BYTES_PER_S_CUDA = 1e12
@@ -101,6 +103,8 @@ def call_s(case: Case) -> float:
             flops += 4 * workload.num_tokens * slots * spec.d_model
     cuda = workload.device == "cuda"
     rate = FLOPS_PER_S_CUDA if cuda else FLOPS_PER_S_PER_THREAD * workload.threads
+    if workload.dtype != "float32":
+        rate *= HALF_SPEEDUP
     bandwidth = BYTES_PER_S_CUDA if cuda else BYTES_PER_S
     touched = min(spec.num_experts, workload.num_tokens * spec.top_k)
     return CALL_OVERHEAD_S + touched * EXPERT_OVERHEAD_S + flops / rate + moved_bytes / bandwidth

@@ -2,6 +2,7 @@
 
 Only exact implementations of the layer are ranked. Baselines compute something else and quantised layers compute it
 to fewer digits: they are compared for information (see :mod:`bench.analysis.comparisons`) and never win.
+The interval in a sentence is the corrected one, which is wider than 95 % would be for one comparison alone.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def _won(beaten: Sequence[Comparison]) -> str:
     closest = flipped(max(beaten, key=lambda comparison: comparison.ratio.value))
     ratio = closest.ratio
     sentence = (
-        f"{closest.base} is {_digits(ratio.value)}\N{MULTIPLICATION SIGN} as fast as {closest.impl},"
-        f" 95 % interval {_digits(ratio.low)}-{_digits(ratio.high)} over {closest.num_processes} processes"
+        f"{closest.base} is {digits(ratio.value)}\N{MULTIPLICATION SIGN} as fast as {closest.impl},"
+        f" corrected interval {digits(ratio.low)}-{digits(ratio.high)} over {closest.num_processes} processes"
     )
     if closest.negligible:
         sentence += ", a negligible difference (within ±1 %)"
@@ -73,8 +74,8 @@ def _undecided(first: str, others: Sequence[str], comparisons: Sequence[Comparis
     closest = known[0]
     ratio = closest.ratio
     figures = (
-        f"{closest.impl} to {closest.base}: ratio {_digits(ratio.value)},"
-        f" 95 % interval {_digits(ratio.low)}-{_digits(ratio.high)}"
+        f"{closest.impl} to {closest.base}: ratio {digits(ratio.value)},"
+        f" corrected interval {digits(ratio.low)}-{digits(ratio.high)}"
     )
     if len(known) == len(others) and all(comparison.verdict is Verdict.SAME for comparison in known):
         return f"No single winner: {names} take the same time within ±1 % ({figures})."
@@ -85,7 +86,8 @@ def _undecided(first: str, others: Sequence[str], comparisons: Sequence[Comparis
     return f"No single winner: {names} cannot be told apart{reason} ({figures}{advice})."
 
 
-def _digits(ratio: float) -> str:
+def digits(ratio: float) -> str:
+    """A ratio with as many digits as tell it from 1."""
     # Near 1, two decimals would print an interval that excludes 1 as if it touched it.
     if 0.9 < ratio < 1.1:
         return f"{ratio:.3f}"

@@ -93,6 +93,10 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str, code: Exit = Exit
         (("show", "./nothing"), "there is no such folder"),
         (("show", "--csv", "--json"), "one format at a time"),
         (("report", "nothing"), "there is no run 'nothing'"),
+        (("advise", "nothing"), "there is no run 'nothing'"),
+        (("advise", "--memory-limit", "2"), "should be a size with its unit"),
+        (("advise", "--latency-limit", "soon"), "should be a duration"),
+        (("run", "smoke", "--routing", "zipf"), "should be one of router, balanced"),
         (("run", "--resume", "latest"), "results holds no run"),
     ],
 )
@@ -167,7 +171,7 @@ def test_dry_run_lists_the_cases_and_measures_nothing(capsys: pytest.CaptureFixt
     printed = capsys.readouterr()
     assert printed.out.count("\nloop ") == printed.out.count("\neinsum ") == 4
     assert "top_k (5) is above num_experts (4)" in printed.out
-    assert "8 cases of 4 workloads in 6 processes: between about" in printed.err
+    assert "8 cases of 4 workloads in 6 processes: " in printed.err
     assert not Path("results").exists()
 
 
@@ -236,10 +240,20 @@ def test_list_names_what_there_is(capsys: pytest.CaptureFixture[str], finished_r
     assert cli.main(["list", "--json"]) == Exit.OK
     listed = json.loads(capsys.readouterr().out)
     assert {"loop", "dense"} <= {entry["name"] for entry in listed["impls"]}
-    assert [entry["name"] for entry in listed["presets"]] == ["quick", "smoke"]
+    assert {"quick", "smoke", "tokens"} <= {entry["name"] for entry in listed["presets"]}
     assert [entry["run_id"] for entry in listed["runs"]] == [finished_run.name]
     assert cli.main(["list"]) == Exit.OK
     assert finished_run.name in capsys.readouterr().out
+
+
+def test_every_preset_says_what_it_asks_and_what_to_expect(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "presets"]) == Exit.OK
+    printed = " ".join(capsys.readouterr().out.split())
+    for preset in config.presets().values():
+        assert preset.title in printed
+        assert preset.question.endswith("?") or preset.name == "smoke"
+        assert preset.question in printed
+        assert " ".join(preset.story.split()) in printed
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
