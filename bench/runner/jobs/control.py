@@ -10,14 +10,20 @@ from bench.measure.latency import sample_rounds
 from bench.runner.protocol import Announce, Answer, ControlJob, TimeJob
 
 _MIN_ROUNDS: int = TimeJob.model_fields["min_rounds"].default
+# A first call, three to choose inner loops, and the rounds: what every arm runs, however slow it is.
+_LEAST_CALLS = 1 + 3 + _MIN_ROUNDS
 _MAX_ROUNDS: int = TimeJob.model_fields["max_rounds"].default
 
 
 def time_control(job: ControlJob, announce: Callable[[Announce], None]) -> Answer:
-    """Sample base, twin and slowed as implementations are sampled, under the same defaults."""
+    """Sample base, twin and slowed as implementations are sampled, under the same defaults.
+
+    Their work is cut to what fits the time budget, so that the self-test of a crowded machine does not eat the run's.
+    """
     device = open_device(job.device, job.threads)
+    longest_call_s = job.time_budget_s / (3 * _LEAST_CALLS)
     arms = sample_rounds(
-        control_arms(device, job.planted_slowdown),
+        control_arms(device, job.planted_slowdown, longest_call_s),
         device,
         order_seed=job.order_seed,
         time_budget_s=job.time_budget_s,

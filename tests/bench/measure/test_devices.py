@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from bench.errors import RequestError
 from bench.measure import ceilings, control, cuda
 from bench.measure.cpu import CpuDevice, read_caches
 from bench.measure.device import open_device
+from bench.runner.jobs import perform
+from bench.runner.protocol import ControlJob
 
 
 def write_cache(root: Path, cpu: int, index: int, level: int, kind: str, size: str, shared: str) -> None:
@@ -164,6 +167,31 @@ def test_control_arms_do_the_work_they_say(monkeypatch: pytest.MonkeyPatch) -> N
         arm()
         seen[name] = products
     assert seen == {"base": 40, "twin": 40, "slowed": 42}
+
+
+def test_the_control_of_a_machine_that_stalls_runs_few_of_the_calls_that_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    stalled = 0
+    mm = torch.mm
+
+    def stalling(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        nonlocal stalled
+        if len(a) > control.BLOCKS[-1][0]:  # what threads share
+            stalled += 1
+            time.sleep(0.002)
+        return mm(a, b)
+
+    monkeypatch.setattr(torch, "mm", stalling)
+    job = ControlJob(
+        device="cpu",
+        threads=torch.get_num_threads(),
+        planted_slowdown=0.05,
+        order_seed=0,
+        time_budget_s=0.4,
+    )
+    answer = perform(job, lambda _: None)
+    assert answer.arms is not None
+    assert answer.arms.keys() == {"base", "twin", "slowed"}
+    assert stalled == 2 * 2 * 40  # two calls of base, of each larger size
 
 
 def test_ceilings_have_values_and_working_sets() -> None:
