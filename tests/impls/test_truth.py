@@ -64,7 +64,7 @@ def test_norms_before_cancellation_are_those_over_random_signs(norm_topk_prob: b
     routing = route(spec, weights, x_TD)
     found = expertwise_truth("moe", spec, weights, x_TD, routing.expert_ids, grad_output_TD=grad_TD)
 
-    router = [weights.router_weight, weights.router_bias]
+    router = [p for p in (weights.router_weight, weights.router_bias) if p is not None]
     squares = [0.0, 0.0]  # gates with independent random gradients: their squares add up
     for token, choice in routing.kept.nonzero().tolist():
         e = int(routing.expert_ids[token, choice])
