@@ -185,9 +185,9 @@ class Arm(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    latency_s: list[float]
+    latency_s: list[Annotated[float, Field(gt=0)]]
     warmup_s: list[float]
-    inner_calls: int = 1
+    inner_calls: int = Field(default=1, ge=1)
     steady: bool = True
     host_s: float | None = None
 
@@ -308,6 +308,10 @@ AnyRecord = Annotated[
 record_adapter: TypeAdapter[AnyRecord] = TypeAdapter(AnyRecord)
 
 
+PlainName = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$")]
+"""A name that is one folder's: runs and machines name folders, and a file that was sent by somebody is not trusted."""
+
+
 class RunInfo(BaseModel):
     """``run.json``: what was asked for, and where it ran.
 
@@ -325,11 +329,11 @@ class RunInfo(BaseModel):
         environment_hash: hash of ``environment``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     schema_version: int = SCHEMA_VERSION
-    run_id: str
-    machine: str
+    run_id: PlainName
+    machine: PlainName
     created_unix_s: float
     command: list[str]
     source: str

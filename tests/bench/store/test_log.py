@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from bench.errors import ResultsError
 from bench.store import log
-from bench.store.schema import NoteRecord, RunInfo
+from bench.store.schema import Arm, NoteRecord, RunInfo
 
 
 def info(**changes: Any) -> RunInfo:
@@ -57,6 +58,23 @@ def test_a_log_cut_at_any_byte_reads_back_a_prefix_and_can_go_on(folder: Path) -
         assert (log.mend(folder) > 0) == torn
         log.append(folder, note(9))
         assert log.read_run(folder) == (info(), [*(note(number) for number in range(num_whole)), note(9)], [])
+
+
+def test_what_cannot_have_been_measured_is_not_read() -> None:
+    good = {"latency_s": [1e-3], "warmup_s": []}
+    Arm.model_validate(good)
+    for wrong in ({"latency_s": [0.0]}, {"latency_s": [-1e-3]}, {"inner_calls": 0}):
+        with pytest.raises(ValidationError):
+            Arm.model_validate(good | wrong)
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "/abs", "a/b", "..", "", "a\nb", ".hidden"])
+def test_a_run_cannot_name_a_folder_that_is_not_its_own(name: str) -> None:
+    for field in ("run_id", "machine"):
+        with pytest.raises(ValidationError):
+            info(**{field: name})
+    with pytest.raises(ValidationError):
+        info(created_unix_s=float("nan"))
 
 
 def test_a_torn_line_longer_than_a_block_is_mended(folder: Path) -> None:
