@@ -96,7 +96,7 @@ def load_sweep(source: str | Path, overrides: Mapping[str, object] | None = None
     text = _read(str(source))
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or lists without end
         raise ConfigError(str(source), [f"not valid TOML: {error}"]) from None
     return parse_sweep(document, source=str(source), overrides=overrides)
 
@@ -136,14 +136,14 @@ def _read(source: str) -> str:
     if source in available:
         return available[source].text
     try:
-        return Path(source).read_text(encoding="utf-8")
+        return Path(source).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         names = list(available)
         raise RequestError(
             f"there is no preset and no file {source!r}; presets are {', '.join(names)}{nearest(source, names)}"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"cannot read {source}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"cannot read {source!r}: {error}") from None
 
 
 def _override(document: Mapping[str, Any], overrides: Mapping[str, object]) -> tuple[dict[str, Any], list[str]]:

@@ -120,8 +120,9 @@ def _duration(value: object) -> object:
     return value
 
 
-Size = Annotated[int, Field(strict=True, ge=1)]
-Count = Annotated[int, Field(strict=True, ge=0)]
+MOST = 2**31 - 1  # what a tensor's size and a seed can be everywhere
+Size = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+Count = Annotated[int, Field(strict=True, ge=0, le=MOST)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -183,7 +184,7 @@ class Measure(_Table):
     timeout_s: Seconds = Field(default=120.0, alias="timeout")
     min_rounds: Size = 5
     energy_window_s: Seconds = Field(default=4.0, alias="energy_window")
-    planted_slowdown: Share = 0.05
+    planted_slowdown: Annotated[float, Field(strict=True, ge=0.001, lt=1)] = 0.05
 
 
 def _matching(*tables: type[_Table]) -> dict[str, Any]:

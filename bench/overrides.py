@@ -40,6 +40,9 @@ def overrides(assignments: Iterable[str], shortcuts: Mapping[str, str | None]) -
 
 def parse_value(text: str) -> object:
     """``8`` -> 8, ``8,64`` -> [8, 64], ``none,1.25`` -> ["none", 1.25]; what is no TOML value is a text."""
+    if text.strip().startswith("["):
+        listed = _parse_one(text)
+        return listed if isinstance(listed, list) else text
     values = [_parse_one(part.strip()) for part in text.split(",")]
     return values[0] if len(values) == 1 else values
 
@@ -52,7 +55,8 @@ def _put(found: dict[str, object], name: str, text: str, option: str) -> None:
 
 def _parse_one(text: str) -> object:
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        document = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
-    return value if isinstance(value, int | float | str) else text
+    value = document["value"]
+    return value if isinstance(value, int | float | str | list) and len(document) == 1 else text

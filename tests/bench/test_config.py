@@ -15,6 +15,7 @@ from bench.config import LAYER_AXES, WORKLOAD_AXES, Sweep, load_sweep, parse_swe
 from bench.document import Measure
 from bench.environment import usable_cores
 from bench.errors import ConfigError, RequestError
+from bench.overrides import parse_value
 from impls.registry import ENTRIES, names
 from impls.spec import LayerSpec
 
@@ -250,3 +251,29 @@ def test_first_presets_measure_every_implementation_over_experts_top_k_and_capac
         assert len({getattr(layer, axis) for layer in layers}) > 1
     assert all(layer.impossible is None for layer in layers)
     assert presets()[name].question.endswith(("?", "."))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("d_ff = 1" + "0" * 5000, "not valid TOML"),
+        ("d_ff = " + "[" * 5000 + "]" * 5000, "not valid TOML"),
+        ("d_ff = 1" + "0" * 400, "d_ff"),
+        ("[measure]\nplanted_slowdown = 0.0004", "planted_slowdown"),
+    ],
+)
+def test_documents_beyond_every_measure_are_faults(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.toml"
+    path.write_text(f"[layer]\n{line}\n")
+    with pytest.raises(ConfigError, match=message):
+        load_sweep(path)
+
+
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    with pytest.raises(RequestError, match="cannot read"):
+        load_sweep("nul\0byte")
+
+
+def test_a_list_may_be_given_as_toml_writes_it_and_one_value_sets_one_key() -> None:
+    assert parse_value("[8, 64]") == [8, 64]
+    assert parse_value("8\nseed = 3") == "8\nseed = 3"
