@@ -47,7 +47,9 @@ def describe() -> dict[str, Any]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": {name: package_version(name) for name in PACKAGES},
         "torch_built_for_cuda": torch_has_cuda(),
-        "settings": {name: _without_path(os.environ[name]) for name in sorted(os.environ) if SETTINGS.fullmatch(name)},
+        "settings": {
+            name: without_folders(os.environ[name]) for name in sorted(os.environ) if SETTINGS.fullmatch(name)
+        },
         "gpus": [
             {"name": gpu.name, "memory_bytes": gpu.memory_bytes, "power_limit_w": gpu.power_limit_w}
             for gpu in gpus.devices
@@ -167,8 +169,8 @@ def _chosen(path: Path, gaps: dict[str, str]) -> str | None:
     return match[1]
 
 
-def _without_path(value: str) -> str:
-    """A setting's value with the folders of every path in it taken away."""
+def without_folders(value: str) -> str:
+    """A text with the folders of every path in it taken away: they tell whose machine it is."""
     return re.sub(r"[\w.+~-]*/[^\s:;,]*?([^/\s:;,]+)(?=$|[\s:;,])", r"…/\1", value)
 
 

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from bench.environment import without_folders
 from bench.errors import MoebenchError
 from bench.runner.channel import Channel
 from bench.runner.conversation import Conversation, how_it_ended
@@ -222,7 +223,7 @@ class ForkServer:
             self._drain()
         words = " ".join(self._tail.decode(errors="replace").split())
         words = "".join(character if character.isprintable() else "?" for character in words)
-        return f"; its last words: …{words[-REASON_OUTPUT_CHARS:]}" if words else ""
+        return f"; its last words: …{without_folders(words)[-REASON_OUTPUT_CHARS:]}" if words else ""
 
 
 def count_oom_kills(vmstat: Path = Path("/proc/vmstat")) -> int:

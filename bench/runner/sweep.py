@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 import secrets
+import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -61,7 +62,7 @@ def run_sweep(
     Args:
         sweep: what to measure; for ``resume``, the sweep of the run's own configuration.
         results: folder in which runs are kept.
-        command: the command line, for the record.
+        command: the command line, for the record, which keeps no folder's name.
         progress: who is told how far the run is.
         resume: folder of an unfinished run to go on with, instead of beginning one.
         jobs: module whose ``perform`` does the jobs.
@@ -91,7 +92,7 @@ def run_sweep(
                     run_id=new_run_id(sweep.source),
                     machine=machine,
                     created_unix_s=time.time(),
-                    command=command,
+                    command=[environment.without_folders(word) for word in command],
                     source=sweep.source,
                     config=_plain(sweep.given),
                     seed=sweep.seed,
@@ -109,7 +110,8 @@ def run_sweep(
             if folder is None:
                 raise RunInterruptedError(f"stopped ({signal}) before the run began; nothing was measured") from None
             raise RunInterruptedError(
-                f"stopped ({signal}); what was measured is kept. Go on with: moebench run --resume {folder}"
+                f"stopped ({signal}); what was measured is kept. Go on with: "
+                f"moebench run --resume {shlex.quote(str(folder))}"
             ) from None
     return RunOutcome(folder, session.statuses, _num_not_run(session))
 

@@ -215,6 +215,16 @@ def test_results_that_cannot_be_written_say_so(tmp_path: Path) -> None:
         run(make_sweep(["ok"]), tmp_path)
 
 
+def test_the_record_of_the_command_names_no_folder(tmp_path: Path) -> None:
+    command = ["moebench", "run", "/home/ada/sweep.toml", "--results=/home/ada/out", "--impl", "/home/ada/my.py:Mine"]
+    outcome = run_sweep(
+        make_sweep(["ok"], 1), results=tmp_path, command=command, progress=Silent(), resume=None, jobs="fake_jobs"
+    )
+    words = read_run(outcome.folder).info.command
+    assert "ada" not in " ".join(words)
+    assert words[-1] == "…/my.py:Mine"
+
+
 def test_run_ids_sort_by_time_and_are_plain() -> None:
     assert new_run_id("My Sweeps/Big one!.toml").split("-", 2)[2].startswith("big-one-")
 
