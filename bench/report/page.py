@@ -17,14 +17,20 @@ from markupsafe import Markup
 
 from bench.report import words
 from bench.report.figures.canvas import Picture
-from bench.report.figures.lines import LATENCY, THROUGHPUT, axis_picture
+from bench.report.figures.crossover import crossover_picture
+from bench.report.figures.exponents import exponents_picture
+from bench.report.figures.lines import LATENCY, MANY_ROWS, THROUGHPUT, axis_picture, axis_title
 from bench.report.figures.memory import memory_picture
+from bench.report.figures.roof import roof_picture
 from bench.report.figures.routing import routing_picture
-from bench.report.figures.strips import energy_picture, ratio_picture, roofline_picture
-from bench.report.figures.tradeoff import tradeoff_picture
+from bench.report.figures.strips import ceiling_picture, energy_picture, ratio_picture
+from bench.report.figures.tradeoff import TRADEOFFS, tradeoff_picture
+from bench.report.picker import make_picker
+from bench.report.side import side_by_side
 from bench.report.slices import shown_axes
-from bench.report.tables import Cell, Column, failures, heat_table, row_table
-from bench.report.view import FIELD_WORDS, View, field_value, without_paths
+from bench.report.tables import Cell, Column, exponent_rows, failures, heat_table, row_table
+from bench.report.view import View, field_value, without_paths
+from bench.store.pytest_benchmark import NO_VERDICTS, SOURCE
 from bench.units import percent, rate
 
 MAX_PAGE_BYTES = 1_450_000
@@ -33,7 +39,8 @@ _CONTENTS = (
     ("verdicts", "Verdicts"),
     ("speed", "Speed"),
     ("memory-section", "Memory"),
-    ("limits", "Limits & energy"),
+    ("choose", "Within limits"),
+    ("limits", "Hardware & energy"),
     ("load", "Drops"),
     ("gaps", "Failures"),
     ("repeat", "Repeat"),
@@ -56,9 +63,12 @@ class Pictures:
 
     overview: Picture | None
     axes: list[AxisSection]
+    crossover: Picture | None
+    exponents: Picture | None
     memory: Picture | None
-    tradeoff: Picture | None
+    tradeoffs: list[Picture]
     roofline: Picture | None
+    ceiling: Picture | None
     energy: Picture | None
     routing: Picture | None
     every: list[Picture] = field(init=False)
@@ -66,7 +76,8 @@ class Pictures:
     def __post_init__(self) -> None:
         latency = [p for axis in self.axes for p in axis.pictures[:1]]
         throughput = [p for axis in self.axes for p in axis.pictures[1:]]
-        others = [self.overview, *latency, self.memory, self.tradeoff, self.roofline, self.energy, self.routing]
+        others = [self.overview, self.crossover, *latency, self.memory, *self.tradeoffs, self.roofline, self.exponents]
+        others += [self.energy, self.ceiling, self.routing]
         self.every = [picture for picture in (*others, *throughput) if picture is not None]
 
 
@@ -74,14 +85,20 @@ def draw(view: View, prefix: str) -> Pictures:
     """Draws every picture that has something to show."""
     axes = []
     for axis, reason in shown_axes(view.timed).items():
-        found = [] if reason else [axis_picture(view, quantity, axis, prefix) for quantity in (LATENCY, THROUGHPUT)]
-        axes.append(AxisSection(axis, FIELD_WORDS[axis], reason, [picture for picture in found if picture is not None]))
+        # Where the tokens are fixed, throughput is latency turned over: large sweeps do without that picture.
+        mirrored = axis != "num_tokens" and len(view.timed) > MANY_ROWS
+        quantities = () if reason else (LATENCY,) if mirrored else (LATENCY, THROUGHPUT)
+        found = [axis_picture(view, quantity, axis, prefix) for quantity in quantities]
+        axes.append(AxisSection(axis, axis_title(axis), reason, [picture for picture in found if picture is not None]))
     return Pictures(
         overview=ratio_picture(view, prefix),
         axes=axes,
+        crossover=crossover_picture(view, prefix),
+        exponents=exponents_picture(view, prefix),
         memory=memory_picture(view, prefix),
-        tradeoff=tradeoff_picture(view, prefix),
-        roofline=roofline_picture(view, prefix),
+        tradeoffs=[p for costs in TRADEOFFS if (p := tradeoff_picture(view, *costs, prefix)) is not None],
+        roofline=roof_picture(view, prefix),
+        ceiling=ceiling_picture(view, prefix),
         energy=energy_picture(view, prefix),
         routing=routing_picture(view, prefix),
     )
@@ -110,11 +127,16 @@ def _fill(
     environment.filters["safe_svg"] = Markup  # matplotlib escapes the text that it writes into an SVG
     numeric = [i for i, column in enumerate(columns, start=1) if column.numeric]  # they stand together
     frame_impls = [impl for view in views for impl in view.looks]
-    return environment.get_template("index.html.j2").render(
+    return environment.get_template(
+        "index.html.j2"
+    ).render(
         title=f"{words.headline(views[0])} · moebench",
         css=Markup(_style_sheet()),  # noqa: S704 - our own file
         js=Markup(_asset("report.js")),  # noqa: S704 - our own file
-        contents=[(prefixes[0] + id_, text) for id_, text in _CONTENTS] + [("all-rows-section", "Every row")],
+        contents=[(prefixes[0] + id_, text) for id_, text in _CONTENTS]
+        + [(f"{prefix}verdicts", f"Run {i}") for i, prefix in enumerate(prefixes[1:], start=2)]
+        + [("all-rows-section", "Every row")],
+        side=side_by_side(views),
         runs=[_run(*of_run) for of_run in zip(views, pictures, prefixes, strict=True)],
         inlined=_inlined(pictures),
         max_sentences=words.MAX_SENTENCES,
@@ -146,7 +168,12 @@ def _run(view: View, pictures: Pictures, prefix: str) -> dict[str, Any]:
         "looks": view.looks,
         "heat": heat_table(view),
         "fixed": [(name.replace("_", " "), field_value(name, value)) for name, value in view.fixed.items()],
-        "warnings": [without_paths(warning) for warning in analysis.warnings],
+        "warnings": [without_paths(w) for w in analysis.warnings if w not in (NO_VERDICTS, analysis.control.sentence)],
+        "exponent_rows": exponent_rows(view),
+        "mirrored": len(view.timed) > MANY_ROWS,
+        "num_exponents": len(analysis.exponents),
+        "picker": make_picker(view),
+        "no_verdicts": NO_VERDICTS if info.source == SOURCE else "",
         "ceilings": [
             (
                 {"matmul": "matrix product", "memory": "main memory", "cache": "last-level cache"}.get(what, what)
@@ -164,7 +191,18 @@ def _run(view: View, pictures: Pictures, prefix: str) -> dict[str, Any]:
         "config": without_paths(json.dumps(info.config, indent=2, ensure_ascii=False)),
         **{
             name: getattr(pictures, name)
-            for name in ("overview", "axes", "memory", "tradeoff", "roofline", "energy", "routing")
+            for name in (
+                "overview",
+                "crossover",
+                "axes",
+                "exponents",
+                "memory",
+                "tradeoffs",
+                "roofline",
+                "ceiling",
+                "energy",
+                "routing",
+            )
         },
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.report.view import AXES, WORKLOAD_FIELDS
+from bench.report.view import AXES, CATEGORIES, WORKLOAD_FIELDS
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def evenly(items: list[Any], limit: int) -> list[Any]:
 def shown_axes(frame: pd.DataFrame) -> dict[str, str]:
     """Axis -> empty, or the reason why it has no picture, for the axes that every report speaks of or the sweep has."""
     result: dict[str, str] = {}
-    for axis in AXES:
+    for axis in (*AXES, *CATEGORIES):
         num_values = frame[axis].nunique()
         if slices(frame, axis, limit=1)[1]:
             result[axis] = ""

@@ -12,11 +12,12 @@ import pandas as pd
 
 from bench.report.slices import evenly
 from bench.report.style import BYTE_UNITS, ENERGY_UNITS, RATE_UNITS, TIME_UNITS, TIMES, TO, scale_for
-from bench.report.view import AXES, FIELD_WORDS, WORKLOAD_FIELDS, View, field_value
+from bench.report.view import AXES, FIELD_WORDS, WORKLOAD_FIELDS, View, capacity_value, describe, field_value
 from bench.units import three_digits
 
 MAX_HEAT_ROWS = 60
 MAX_ROWS = 2000
+MAX_EXPONENTS = 60
 _FLOP_UNITS = ((1e6, "M"), (1e9, "G"), (1e12, "T"))
 
 
@@ -126,6 +127,32 @@ def row_table(views: Sequence[View], limit: int = MAX_ROWS) -> tuple[list[Column
         columns.append(Column("reason", "reason", numeric=False))
         getters.append(_text("reason"))
     return columns, [[get(row) for get in getters] for row in frame.to_dict("records")]
+
+
+def exponent_rows(view: View) -> list[list[Cell]]:
+    """Fitted exponents: quantity and axis, implementation, slice, fitted, at the far end, theory and why."""
+    found = sorted(view.analysis.exponents, key=lambda one: one.theory is None)  # those that can be held to something
+    rows = []
+    for one in found[:MAX_EXPONENTS]:
+        spans = [
+            _span(part.low, part.high, "{:.2f}".format) if part.low < part.high < math.inf else ""
+            for part in (one.fitted, one.at_end)
+        ]
+        fixed = {
+            name: capacity_value(value) if name == "capacity_factor" else value for name, value in one.fixed.items()
+        }
+        rows.append(
+            [
+                Cell(f"{one.quantity} in {FIELD_WORDS.get(one.axis, one.axis)}"),
+                Cell(view.names[one.impl]),
+                Cell(describe(fixed) or TO),
+                Cell(f"{one.fitted.value:.2f}", spans[0]),
+                Cell(f"{one.at_end.value:.2f}", spans[1]),
+                Cell(TO if one.theory is None else f"{one.theory:g}"),
+                Cell(one.why),
+            ]
+        )
+    return rows
 
 
 def failures(view: View) -> list[tuple[str, str, str, int]]:

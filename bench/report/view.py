@@ -19,6 +19,8 @@ from bench.analysis.model import Analysis, Comparison, Estimate, Winner
 from bench.report.style import Look, looks_for
 
 AXES = ("num_experts", "top_k", "capacity_factor", "num_tokens", "d_model", "d_ff", "threads")
+CATEGORIES = ("routing", "dtype", "direction", "cache", "device")
+"""Axes whose values are words; routings are placed by the load imbalance that they made."""
 WORKLOAD_FIELDS = (
     *AXES,
     "activation",

@@ -46,6 +46,8 @@ def headline(view: View) -> str:
     if view.timed.empty:
         return "Nothing was timed in this run."
     if not view.analysis.control.passed:
+        if view.analysis.control.twin is None:
+            return "Latencies without verdicts: this run has no self-test."
         return "No verdict: this run's self-test did not pass."
     won = wins(view)
     if not won:

@@ -32,6 +32,8 @@ from bench.store.schema import (
 
 KEY = "moebench"
 """Where :class:`SuiteInfo` stands in the file."""
+SOURCE = "pytest-benchmark"
+"""`RunInfo.source` of such a run, by which reports know it."""
 MAX_FILE_BYTES = 256 * 1024 * 1024
 NO_VERDICTS = (
     "pytest-benchmark timed the implementations one after the other in one process, so nothing here is a verdict: "

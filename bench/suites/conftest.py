@@ -18,7 +18,7 @@ from bench.overrides import parse_value
 from bench.runner.schedule import truth_max_flops
 from bench.runner.scratch import Scratch
 from bench.runner.sweep import new_run_id
-from bench.store.pytest_benchmark import KEY, SuiteInfo
+from bench.store.pytest_benchmark import KEY, SOURCE, SuiteInfo
 from bench.store.schema import RunInfo
 from bench.suites.workbench import Workbench, case_label
 
@@ -115,7 +115,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
         machine=environment.machine_key(),
         created_unix_s=config.stash[STARTED_S],
         command=["pytest", *config.invocation_params.args],
-        source="pytest-benchmark",
+        source=SOURCE,
         config=sweep.given,
         seed=sweep.seed,
         git_commit=environment.git_commit(),

@@ -15,6 +15,76 @@
   system.addEventListener("change", show);
   show();
 
+  // the configuration of each implementation with the most tokens a second, within two limits and any pinned settings
+  const digits = (value) => Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 });
+  const STEPS = 200;
+  for (const picker of document.querySelectorAll(".picker")) {
+    const data = JSON.parse(picker.dataset.cases);
+    const [timeSize, timeUnit] = data.time, [byteSize, byteUnit] = data.bytes;
+    const cases = data.rows.map(([impl, settings, latency, low, high, memory, rate]) =>
+      ({ impl, settings, latency, low, high, memory, rate }));
+    const body = picker.querySelector("tbody"), said = picker.querySelector(".picked");
+    const menus = Array.from(picker.querySelectorAll("select"));
+    const slider = (name, size, unit) => {
+      const input = picker.querySelector(`input[data-limit="${name}"]`);
+      const output = document.getElementById(`${input.id}-value`);
+      const values = cases.map((one) => one[name]);
+      const least = Math.min(...values), most = Math.max(...values);
+      Object.assign(input, { min: 0, max: STEPS, step: 1, value: STEPS });
+      return () => { // logarithmic, and at the far right there is no limit
+        const share = Number(input.value) / STEPS;
+        const limit = share === 1 ? Infinity : least * (most / least) ** share * (1 + 1e-9);
+        const text = share === 1 ? "no limit" : `${digits(limit / size)} ${unit}`;
+        output.textContent = text;
+        input.setAttribute("aria-valuetext", text);
+        return limit;
+      };
+    };
+    const latencyLimit = slider("latency", timeSize, timeUnit), memoryLimit = slider("memory", byteSize, byteUnit);
+    let before = new Map();
+    const choose = () => {
+      const maxLatency = latencyLimit(), maxMemory = memoryLimit(), best = new Map();
+      for (const one of cases) {
+        if (one.latency > maxLatency || one.memory > maxMemory) continue;
+        if (menus.some((menu) => menu.value && one.settings[menu.dataset.column] !== menu.value)) continue;
+        const known = best.get(one.impl);
+        if (!known || one.rate > known.rate || (one.rate === known.rate && one.memory < known.memory)) best.set(one.impl, one);
+      }
+      const order = data.impls.slice().sort((a, b) => (best.get(b)?.rate ?? -1) - (best.get(a)?.rate ?? -1));
+      body.replaceChildren(...order.map((impl) => {
+        const row = document.createElement("tr"), one = best.get(impl);
+        const add = (text, dim) => {
+          const cell = row.insertCell();
+          cell.textContent = text;
+          if (row.cells.length > 1) cell.className = "n";
+          if (dim) cell.append(" ", Object.assign(document.createElement("i"), { textContent: dim }));
+          return cell;
+        };
+        add(impl);
+        row.className = one ? "fits" : "none";
+        row.classList.toggle("baseline", data.baselines.includes(impl));
+        row.classList.toggle("changed", before.size > 0 && before.get(impl) !== one);
+        if (!one) {
+          const cell = add("nothing within these limits");
+          cell.colSpan = data.columns.length + 3;
+          cell.className = "";
+          return row;
+        }
+        one.settings.forEach((text) => add(text));
+        const bounds = one.low === null || one.high === null ? "" : `${digits(one.low / timeSize)}–${digits(one.high / timeSize)}`;
+        add(digits(one.latency / timeSize), bounds);
+        add(digits(one.memory / byteSize));
+        add(digits(one.rate));
+        return row;
+      }));
+      before = new Map(data.impls.map((impl) => [impl, best.get(impl)]));
+      said.textContent = `${best.size} of ${data.impls.length} implementations fit`;
+    };
+    picker.addEventListener("input", choose);
+    picker.hidden = false;
+    choose();
+  }
+
   const table = document.getElementById("rows");
   if (!table) return;
   const body = table.tBodies[0];

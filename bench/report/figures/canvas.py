@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import ArrayLike
 
 from bench.report.style import INK, MUTED, house_style, log_ticks, plain
 
@@ -106,6 +107,17 @@ def log_axis(axes: Axes, which: str, values: Sequence[float], pad: float = 1.0) 
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+
+
+def enclosing(values: ArrayLike, bounds: ArrayLike) -> list[float]:
+    """Extent of an axis: all values, and their intervals as far as three times beyond the outermost value.
+
+    One disturbed process can stretch an interval over decades; it then leaves the panel, and the rest stays legible.
+    """
+    known = np.asarray(values, dtype=float)
+    reached = np.asarray(bounds, dtype=float)
+    low, high = float(np.nanmin(known)), float(np.nanmax(known))
+    return [max(low / 3, min(low, float(np.nanmin(reached)))), min(high * 3, max(high, float(np.nanmax(reached))))]
 
 
 def fraction(axes: Axes, y: float) -> float:

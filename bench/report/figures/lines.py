@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from bench.report.figures.canvas import Picture, finish, fraction, grid, headline, log_axis
+from bench.report.figures.canvas import Picture, enclosing, finish, fraction, grid, headline, log_axis
 from bench.report.slices import Slice, evenly, slices
 from bench.report.style import (
     HOLLOW,
@@ -19,14 +19,18 @@ from bench.report.style import (
     TIME_UNITS,
     Look,
     house_style,
+    log_ticks,
+    plain,
     scale_for,
     spread,
 )
-from bench.report.view import FIELD_WORDS, View, describe, field_value
+from bench.report.view import CATEGORIES, FIELD_WORDS, View, describe, field_value
 
 MAX_PANELS = 9
 MAX_PANELS_OF_MANY = 4
 MANY_VALUES = 16
+MANY_ROWS = 5000
+"""Above so many rows a report draws fewer panels, so that it is made in seconds: what is left out is in the table."""
 _PANEL_IN = 2.55
 
 
@@ -70,42 +74,45 @@ THROUGHPUT = Quantity(
 def axis_picture(view: View, quantity: Quantity, axis: str, slug_prefix: str = "") -> Picture | None:
     """One quantity against one axis, a panel a slice; None where no slice has two values of both."""
     frame = _with_bounds(view.frame)
+    if axis == "routing":  # a baseline does not route, yet stands where its workload's layers do
+        frame["load_imbalance"] = frame.groupby("workload_id")["load_imbalance"].transform("max")
+        frame = frame[frame["load_imbalance"].notna()]
     positive = frame[frame[quantity.column].notna() & (frame[quantity.column] > 0)]
-    limit = MAX_PANELS if positive[axis].nunique() <= MANY_VALUES else MAX_PANELS_OF_MANY
+    many = positive[axis].nunique() > MANY_VALUES or len(positive) > MANY_ROWS
+    limit = MAX_PANELS_OF_MANY if many else MAX_PANELS
     shown, num_slices = slices(positive, axis, limit)
     if not shown:
         return None
     rows = pd.concat([piece.rows for piece in shown])
     size, unit = scale_for(rows[quantity.column], quantity.units)
-    positions = _positions(axis, sorted(rows[axis].unique()))
+    scale = _axis_scale(axis, rows, alone=len(shown) == 1)
 
     figure, panels = grid(len(shown), _num_columns(len(shown)), _PANEL_IN if len(shown) > 1 else 3.4)
     num_columns = _num_columns(len(shown))
     bounds = list(quantity.interval)
-    extent = rows[[quantity.column, *bounds]].to_numpy(dtype=float) / size
+    extent = enclosing(rows[quantity.column] / size, rows[bounds] / size)
     with house_style():
         for panel in panels:
-            log_axis(panel, "y", [float(np.nanmin(extent)), float(np.nanmax(extent))], pad=1.06)
-            _x_axis(panel, axis, positions)
+            log_axis(panel, "y", extent, pad=1.06)
+            scale.apply(panel)
         for i, (panel, piece) in enumerate(zip(panels, shown, strict=True)):
-            ends = _draw(panel, view.looks, piece, quantity, size, positions, axis)
+            ends = _draw(panel, view.looks, piece, quantity, size, scale)
             panel.set_title(describe(piece.fixed) or "", fontsize=9)
             if i % num_columns == num_columns - 1 or i == len(panels) - 1:
                 _label_ends(panel, view.looks, ends)
             if i % num_columns == 0:
                 panel.set_ylabel(f"{unit}{quantity.per}  ({quantity.better})")
             if i >= len(panels) - num_columns:
-                panel.set_xlabel(_axis_words(axis))
-    word = FIELD_WORDS[axis]
-    title = f"{quantity.word} against {word}"
+                panel.set_xlabel(_AXIS_WORDS.get(axis, axis))
+    title = f"{quantity.word} against {axis_title(axis)}"
     headline(figure, title, view.slice_words)
     cut = f" {len(shown)} of {num_slices} slices are drawn; the table has all." if len(shown) < num_slices else ""
-    by_value = axis == "capacity_factor"  # dropless has no place on a logarithmic axis
     caption = (
-        f"Follow one colour from left to right to see what a larger {_axis_words(axis).split(':')[0]} does; "
-        f"{quantity.better}. Solid lines compute the layer, grey dashed ones are baselines that do something else. "
-        "The band is the interval; where none is seen it is narrower than the line. "
-        f"{'The vertical axis is' if by_value else 'Both axes are'} logarithmic, and all panels share theirs.{cut}"
+        f"{_follow(axis)}; {quantity.better}. Solid lines compute the layer, grey dashed ones are baselines that do "
+        "something else. The band is the interval: where none is seen it is narrower than the line, and a very wide one "
+        "leaves the panel. "
+        f"{'Both axes are' if scale.logarithmic else 'The vertical axis is'} logarithmic, and all panels share "
+        f"theirs.{cut}"
     )
     return finish(figure, f"{slug_prefix}{quantity.slug}-{axis.replace('_', '-')}", title, caption)
 
@@ -122,35 +129,109 @@ def _num_columns(num_panels: int) -> int:
     return {1: 1, 2: 2, 4: 2}.get(num_panels, 3)
 
 
-def _axis_words(axis: str) -> str:
-    return {
-        "capacity_factor": "capacity factor",
-        "num_experts": "number of experts",
-        "num_tokens": "number of tokens in a call",
-        "top_k": "top-k: experts a token is sent to",
-    }.get(axis, axis)
+_AXIS_WORDS = {
+    "capacity_factor": "capacity factor",
+    "num_experts": "number of experts",
+    "num_tokens": "number of tokens in a call",
+    "top_k": "top-k: experts a token is sent to",
+    "routing": "load imbalance: fullest expert over the mean load  (1 is even)",
+    "dtype": "number format",
+    "cache": "cache",
+}
 
 
-def _positions(axis: str, values: list[Any]) -> dict[Any, float]:
-    """Where each value of the axis stands: at itself, or evenly spaced where it has no logarithm (dropless, 0)."""
-    if axis == "capacity_factor" or min(values) <= 0:
-        return {value: i + 1.0 for i, value in enumerate(values)}
-    return {value: float(value) for value in values}
+def axis_title(axis: str) -> str:
+    """What an axis is called in titles."""
+    return {"routing": "load imbalance", "dtype": "number format", "cache": "cache state"}.get(
+        axis, FIELD_WORDS.get(axis, axis)
+    )
 
 
-def _x_axis(panel: Axes, axis: str, positions: dict[Any, float]) -> None:
-    """Ticks at the values that were measured."""
-    logarithmic = all(position == value for value, position in positions.items())
-    places = list(positions.values())
-    if logarithmic:
-        panel.set_xscale("log")
-        margin = (places[-1] / places[0]) ** 0.05
-        panel.set_xlim(places[0] / margin, places[-1] * margin)
-    else:
-        panel.set_xlim(places[0] - 0.2, places[-1] + 0.2)
-    ticks = evenly(list(positions.items()), 7)
-    panel.set_xticks([place for _, place in ticks], [field_value(axis, value) for value, _ in ticks])
-    panel.set_xticks([], minor=True)
+def _follow(axis: str) -> str:
+    """The sentence's beginning that says how to read an axis."""
+    if axis == "routing":
+        return (
+            "Each point is one routing, placed by how much fuller it made the fullest expert than the mean; follow one "
+            "colour to the right to see what skew costs"
+        )
+    if axis in CATEGORIES:
+        return "Follow one colour from setting to setting; the lines between have no meaning of their own"
+    larger = _AXIS_WORDS.get(axis, axis).split(":")[0]
+    return f"Follow one colour from left to right to see what a larger {larger} does"
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """The horizontal axis.
+
+    Attributes:
+        column: of the frame, whose values `places` are the keys of.
+        places: where each value stands.
+        ticks: place and label.
+        logarithmic: whether values stand at themselves.
+    """
+
+    column: str
+    places: dict[Any, float]
+    ticks: list[tuple[float, str]]
+    logarithmic: bool
+
+    def apply(self, panel: Axes) -> None:
+        """Sets scale, limits and ticks of a panel."""
+        first, last = min(self.places.values()), max(self.places.values())
+        if self.logarithmic:
+            panel.set_xscale("log")
+            margin = (last / first) ** 0.05
+            panel.set_xlim(first / margin, last * margin)
+        else:
+            panel.set_xlim(first - 0.2, last + 0.2)
+        panel.set_xticks([place for place, _ in self.ticks], [label for _, label in self.ticks])
+        panel.set_xticks([], minor=True)
+
+
+def _axis_scale(axis: str, rows: pd.DataFrame, *, alone: bool) -> _Scale:
+    """Values at themselves on a logarithmic axis, or evenly spaced where they have no logarithm."""
+    if axis == "routing":
+        places = {value: float(value) for value in sorted(rows["load_imbalance"].unique())}
+        named = rows.sort_values("load_imbalance").drop_duplicates("load_imbalance")
+        labels = [(float(x), f"{x:.3g}\n{name}") for x, name in zip(named["load_imbalance"], named[axis], strict=True)]
+        first, last = labels[0][0], labels[-1][0]
+        if last / first < 1.01:  # nothing to place them by
+            return _Scale(axis, *_evenly_placed(axis, sorted(rows[axis].unique())), logarithmic=False)
+        ticks = (
+            _apart(labels, 0.010) if alone else [(t, plain(t)) for t in log_ticks(first, last) if first <= t <= last]
+        )
+        return _Scale("load_imbalance", places, ticks, logarithmic=True)
+    values = sorted(rows[axis].unique(), key=lambda value: _ORDER.get(value, value))
+    if axis in CATEGORIES or axis == "capacity_factor" or min(values) <= 0:
+        return _Scale(axis, *_evenly_placed(axis, values), logarithmic=False)
+    places = {value: float(value) for value in values}
+    ticks = _apart([(float(value), field_value(axis, value)) for value in values], 0.010 if alone else 0.033)
+    return _Scale(axis, places, ticks, logarithmic=True)
+
+
+_ORDER = {"float32": "0", "bfloat16": "1", "float16": "2", "warm": "0", "cold": "1"}
+"""Words that have an order of their own."""
+
+
+def _evenly_placed(axis: str, values: list[Any]) -> tuple[dict[Any, float], list[tuple[float, str]]]:
+    places = {value: i + 1.0 for i, value in enumerate(values)}
+    return places, [(place, field_value(axis, value)) for value, place in evenly(list(places.items()), 7)]
+
+
+def _apart(labels: list[tuple[float, str]], width: float) -> list[tuple[float, str]]:
+    """Of labels on a logarithmic axis, the outermost and those between that leave room: ``width`` of it a character."""
+    length = math.log(labels[-1][0] / labels[0][0]) or 1.0
+
+    def room(left: tuple[float, str], right: tuple[float, str]) -> bool:
+        num_characters = max(len(line) for _, label in (left, right) for line in label.split("\n"))
+        return math.log(right[0] / left[0]) / length >= width * (num_characters + 1)
+
+    kept = [labels[-1]]
+    for label in reversed(labels[1:-1]):
+        if room(label, kept[-1]) and room(labels[0], label):
+            kept.append(label)
+    return [labels[0], *kept[::-1]] if len(labels) > 1 else labels
 
 
 def _draw(
@@ -159,16 +240,16 @@ def _draw(
     piece: Slice,
     quantity: Quantity,
     size: float,
-    positions: dict[Any, float],
-    axis: str,
+    scale: _Scale,
 ) -> dict[str, tuple[float, float]]:
     """Draws every implementation's line into a panel; gives the last point of each."""
     ends = {}
     for order, (impl, look) in enumerate(reversed(looks.items())):
-        rows = piece.rows[piece.rows["impl"] == impl].sort_values(axis)
+        rows = piece.rows[piece.rows["impl"] == impl]
         if rows.empty:
             continue
-        x = [positions[value] for value in rows[axis]]
+        rows = rows.assign(_x=rows[scale.column].map(scale.places)).sort_values("_x")
+        x = rows["_x"].to_list()
         y = rows[quantity.column].to_numpy(dtype=float) / size
         panel.plot(
             x,

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.analysis.model import Estimate
-from bench.report.figures.canvas import Picture, finish, grid, headline, log_axis
+from bench.report.figures.canvas import Picture, enclosing, finish, grid, headline, log_axis
 from bench.report.slices import evenly
 from bench.report.style import ENERGY_UNITS, HOLLOW, INK, MUTED, house_style, scale_for
 from bench.report.view import View
@@ -39,7 +39,7 @@ def ratio_picture(view: View, slug_prefix: str = "") -> Picture | None:
         return None
     figure, panel = _strip(view, marks)
     with house_style():
-        log_axis(panel, "x", [bound for m in marks for bound in (m.estimate.low, m.estimate.high)], pad=1.02)
+        log_axis(panel, "x", _extent(marks), pad=1.02)
         panel.axvline(1.0, color=INK, linewidth=1)
         panel.set_xlabel("times the fastest's latency on the same workload  (further left is better)")
     title = "Which implementation?"
@@ -52,14 +52,14 @@ def ratio_picture(view: View, slug_prefix: str = "") -> Picture | None:
     return finish(figure, f"{slug_prefix}overview", title, caption)
 
 
-def roofline_picture(view: View, slug_prefix: str = "") -> Picture | None:
+def ceiling_picture(view: View, slug_prefix: str = "") -> Picture | None:
     """The share of the measured ceilings that each implementation reaches, on every workload."""
     marks = _column_marks(view, "roofline_fraction", 100.0)
     if not marks:
         return None
     figure, panel = _strip(view, marks)
     with house_style():
-        highest = max(mark.estimate.high for mark in marks)
+        highest = _extent(marks)[1]
         panel.set_xlim(0, max(100.0, highest * 1.03))
         if highest > 100:
             panel.axvline(100, color=INK, linewidth=1)
@@ -71,23 +71,31 @@ def roofline_picture(view: View, slug_prefix: str = "") -> Picture | None:
         "in this run. Each mark is one workload, with its interval; the tall tick is the median. "
         "Hollow grey marks are baselines."
     )
-    return finish(figure, f"{slug_prefix}roofline", title, caption)
+    return finish(figure, f"{slug_prefix}ceiling-share", title, caption)
 
 
 def energy_picture(view: View, slug_prefix: str = "") -> Picture | None:
     """Energy of a token on every workload."""
     size, unit = scale_for(view.frame["energy_j_per_token"].dropna(), ENERGY_UNITS)
-    marks = _column_marks(view, "energy_j_per_token", 1 / size)
+    marks = _column_marks(view, "energy_j_per_token", 1 / size, ("energy_low_j_per_token", "energy_high_j_per_token"))
     if not marks:
         return None
     figure, panel = _strip(view, marks)
     with house_style():
-        log_axis(panel, "x", [mark.estimate.value for mark in marks], pad=1.05)
+        log_axis(panel, "x", _extent(marks), pad=1.05)
         panel.set_xlabel(f"{unit} a token  (further left is better)")
     title = "Energy of a token"
     headline(figure, title, _slice_words(view))
-    caption = "Each mark is one workload; the tall tick is the median. Hollow grey marks are baselines."
+    caption = (
+        "Each mark is one workload; the line through it is the interval that the meter's resolution and sampling "
+        "leave, and the tall tick is the median. Idle power is part of it. Hollow grey marks are baselines."
+    )
     return finish(figure, f"{slug_prefix}energy", title, caption)
+
+
+def _extent(marks: list[_Mark]) -> list[float]:
+    bounds = [bound for mark in marks for bound in (mark.estimate.low, mark.estimate.high)]
+    return enclosing([mark.estimate.value for mark in marks], bounds)
 
 
 def _slice_words(view: View) -> str:
@@ -101,23 +109,19 @@ def _slice_words(view: View) -> str:
     return f"{count} · {view.slice_words}"
 
 
-def _column_marks(view: View, column: str, scale: float) -> list[_Mark]:
-    """Marks of a column that is inverse in the latency where it has no interval of its own."""
-    timed = view.frame[view.frame[column].notna()].set_index(["workload_id", "impl"]).sort_index()
-    values = {
-        key: (value * scale, latency / high, latency / low)
-        for key, value, latency, low, high in zip(
-            timed.index, timed[column], timed["latency_s"], timed["latency_low_s"], timed["latency_high_s"], strict=True
+def _column_marks(view: View, column: str, scale: float, bounds: tuple[str, str] | None = None) -> list[_Mark]:
+    """Marks of a column with its bounds; without them it is inverse in the latency and takes that one's."""
+    timed = view.frame[view.frame[column].notna()]
+    value = timed[column]
+    low = timed[bounds[0]] if bounds else value * timed["latency_s"] / timed["latency_high_s"]
+    high = timed[bounds[1]] if bounds else value * timed["latency_s"] / timed["latency_low_s"]
+    estimates = {
+        (workload_id, impl): Estimate(*(scale * number for number in numbers))
+        for workload_id, impl, *numbers in zip(
+            timed["workload_id"], timed["impl"], value, low.fillna(value), high.fillna(value), strict=True
         )
     }
-
-    def estimate(workload_id: str, impl: str) -> Estimate | None:
-        if (found := values.get((workload_id, impl))) is None:
-            return None
-        value, shrink, grow = found
-        return Estimate(value, value * shrink, value * grow)
-
-    return _marks(view, estimate)
+    return _marks(view, lambda workload_id, impl: estimates.get((workload_id, impl)))
 
 
 def _marks(view: View, estimate: Callable[[str, str], Estimate | None]) -> list[_Mark]:

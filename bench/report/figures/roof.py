@@ -1,0 +1,158 @@
+"""The roofline: speed against arithmetic intensity, under the ceilings that were measured in the same run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from bench.analysis.statistics import Floats
+from bench.report.figures.canvas import Picture, finish, grid, headline, log_axis
+from bench.report.slices import evenly
+from bench.report.style import HOLLOW, INK, MUTED, house_style, scale_for
+from bench.report.view import View
+from bench.units import rate
+
+MAX_PANELS = 4
+MAX_WORKLOADS = 60
+_FLOP_UNITS = ((1e6, "MFLOP/s"), (1e9, "GFLOP/s"), (1e12, "TFLOP/s"))
+_MEMORIES = {"memory": "main memory", "cache": "last-level cache"}
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)))
+
+
+def roof_picture(view: View, slug_prefix: str = "") -> Picture | None:
+    """A panel for each device and number of threads that has a matrix ceiling; None where there is none."""
+    timed = view.timed
+    rows = timed[(timed["flops"] > 0) & (timed["moved_bytes"] > 0)]
+    places = [key[1:] for key in view.analysis.ceilings if key[0] == "matmul"]
+    shown = [
+        (device, threads)
+        for device, threads in sorted({(device, threads) for device, _, threads in places})
+        if ((rows["device"] == device) & (rows["threads"] == threads)).any()
+    ][:MAX_PANELS]
+    if not shown:
+        return None
+    known = set(rows["workload_id"])
+    ids = evenly([workload_id for workload_id in view.workloads if workload_id in known], MAX_WORKLOADS)
+    rows = rows[rows["workload_id"].isin(ids)]
+    peaks = [peak.value for (what, *_), peak in view.analysis.ceilings.items() if what == "matmul"]
+    size, unit = scale_for(peaks, _FLOP_UNITS)
+    bandwidths = [peak.value for (what, *_), peak in view.analysis.ceilings.items() if what != "matmul"]
+    knees = [max(peaks) / bandwidth for bandwidth in bandwidths]
+    intensity = rows["flops"] / rows["moved_bytes"]
+    figure, panels = grid(len(shown), min(2, len(shown)), 4.3 if len(shown) == 1 else 3.4)
+    with house_style():
+        for panel, (device, threads) in zip(panels, shown, strict=True):
+            # from left of the first knee, so that the slopes and the flat roof are both seen
+            log_axis(panel, "x", [min(float(intensity.min()), *knees), float(intensity.max())], pad=2.5)
+            log_axis(panel, "y", [float((rows["flops"] / rows["latency_s"]).min()) / size, max(peaks) / size], pad=1.6)
+            _roofs(panel, view, device, threads, size)
+            _marks(panel, view, rows[(rows["device"] == device) & (rows["threads"] == threads)], size)
+            panel.set_xlabel("useful operations a byte that must be moved, FLOP/B")
+            if len(shown) > 1:
+                panel.set_title(f"{device}, {threads} thread{'s' * (threads != 1)}")
+        panels[0].set_ylabel(f"{unit}  (higher is better)")
+        _legend(panels[-1], view, set(rows["impl"]))
+    title = "Roofline"
+    headline(figure, title, view.slice_words)
+    cut = f" {len(ids)} of {len(known)} workloads are drawn; the table has all." if len(ids) < len(known) else ""
+    caption = (
+        "No mark can lie above the roofs. A mark under a slope waits for bytes, a mark under the flat roof for "
+        "arithmetic, and the distance straight up to the lowest roof is what an implementation gives away. Roofs were "
+        "measured on this machine in this run: the line is the best process' median, the shade reaches to its best "
+        "repetition. The upright line through a mark is its interval. Operations and bytes are the useful ones, "
+        "counted from the routing that happened, the same for every implementation of the layer; hollow grey marks "
+        f"are baselines with operations of their own.{cut}"
+    )
+    return finish(figure, f"{slug_prefix}roofline", title, caption)
+
+
+def _roofs(panel: Axes, view: View, device: str, threads: int, size: float) -> None:
+    """The flat roof of each number format, and the slopes of the memories up to the highest roof."""
+    ceilings = {
+        (what, dtype): peak
+        for (what, at, dtype, num_threads), peak in view.analysis.ceilings.items()
+        if (at, num_threads) == (device, threads)
+    }
+    flat = {dtype: peak for (what, dtype), peak in ceilings.items() if what == "matmul"}
+    highest = max(peak.value for peak in flat.values())
+    left, right = panel.get_xlim()
+    for (dtype, peak), dash in zip(sorted(flat.items(), key=lambda item: -item[1].value), _DASHES * 2, strict=False):
+        panel.axhspan(peak.value / size, peak.high / size, color=MUTED, alpha=0.14, linewidth=0)
+        panel.axhline(peak.value / size, color=INK, linewidth=1.3, linestyle=dash)
+        words = f"{dtype} matrix products, {rate(peak.value, 'FLOP/s')}"
+        panel.annotate(
+            words, (right, peak.value / size), (-4, 4), textcoords="offset points", ha="right", size=8, color=MUTED
+        )
+    slopes = defaultdict(list)
+    for (what, _), peak in ceilings.items():
+        if what != "matmul":
+            slopes[what].append(peak)
+    for what, peaks in slopes.items():
+        best = max(peaks, key=lambda peak: peak.value)
+        knee = min(right, highest / best.value)
+        if knee <= left:
+            continue
+        x = np.geomspace(left, knee, 2)
+        panel.fill_between(x, x * best.value / size, x * best.high / size, color=MUTED, alpha=0.14, linewidth=0)
+        panel.plot(x, x * best.value / size, color=INK, linewidth=1.3)
+        _along(panel, x, x * best.value / size, f"{_MEMORIES[what]}, {rate(best.value, 'B/s')}")
+
+
+def _along(panel: Axes, x: Floats, y: Floats, words: str) -> None:
+    """Writes along a slope what it is, in the middle of what is inside the panel."""
+    bottom = panel.get_ylim()[0]
+    start = max(x[0], x[0] * bottom / y[0])
+    at = float(np.sqrt(start * x[1]))
+    panel.text(
+        at,
+        1.07 * at * y[0] / x[0],
+        words,
+        rotation=float(np.degrees(np.arctan(y[0] / x[0]))),  # of the data, turned to its angle on the page
+        transform_rotates_text=True,
+        rotation_mode="anchor",
+        ha="center",
+        size=8,
+        color=MUTED,
+    )
+
+
+def _marks(panel: Axes, view: View, rows: pd.DataFrame, size: float) -> None:
+    """Every case with its interval."""
+    for impl, look in view.looks.items():
+        own = rows[rows["impl"] == impl]
+        if own.empty:
+            continue
+        x = own["flops"] / own["moved_bytes"]
+        low, high = own["flops"] / own["latency_high_s"] / size, own["flops"] / own["latency_low_s"] / size
+        panel.vlines(x, low, high, color=look.colour, linewidth=1.1, zorder=3)
+        panel.scatter(
+            x,
+            own["flops"] / own["latency_s"] / size,
+            s=20,
+            marker=look.marker,
+            facecolor=HOLLOW if look.baseline else look.colour,
+            edgecolor=look.colour,
+            linewidth=1,
+            zorder=3 if look.baseline else 4,
+            label=impl,
+        )
+
+
+def _legend(panel: Axes, view: View, present: set[str]) -> None:
+    """Names beside the picture: marks of one implementation are scattered, so no label can stand at its end."""
+    handles, labels = panel.get_legend_handles_labels()
+    by_name = dict(zip(labels, handles, strict=True))
+    names = [impl for impl in view.looks if impl in present and impl in by_name]
+    panel.legend(
+        [by_name[name] for name in names],
+        names,
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
+        labelcolor=INK,
+        fontsize=8,
+    )
