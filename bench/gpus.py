@@ -53,7 +53,7 @@ def find_gpus() -> Gpus:
     """Ask NVML and the environment, every time anew."""
     try:
         with _nvml():
-            driver = _text(pynvml.nvmlSystemGetDriverVersion())
+            driver = _or_none(lambda: _text(pynvml.nvmlSystemGetDriverVersion()))
             devices = [_describe(index) for index in range(pynvml.nvmlDeviceGetCount())]
             visible = [gpu for gpu in devices if _is_visible(gpu.index)]
     except pynvml.NVMLError as error:
@@ -98,7 +98,7 @@ def _describe(index: int) -> Gpu:
     processes = _or_none(lambda: len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)))
     return Gpu(
         index=index,
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
+        name=_or_none(lambda: _text(pynvml.nvmlDeviceGetName(handle))) or "nvidia-gpu",
         memory_bytes=memory,
         power_limit_w=None if limit_mw is None else limit_mw / 1000,
         num_processes=processes,
@@ -110,7 +110,8 @@ def _is_visible(gpu_index: int) -> bool:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         return True
-    uuid = _text(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(gpu_index)))
+    handle = pynvml.nvmlDeviceGetHandleByIndex(gpu_index)
+    uuid = _or_none(lambda: _text(pynvml.nvmlDeviceGetUUID(handle))) or ""
     entries = [entry.strip() for entry in chosen.split(",")]
     # CUDA ignores everything from the first invalid entry on; a slice of a GPU (MIG-...) may be on any of them
     valid = itertools.takewhile(lambda entry: entry and entry != "-1", entries)
@@ -121,7 +122,7 @@ def _or_none(ask: Callable[[], Value]) -> Value | None:
     """The driver's answer, or None where this GPU or this user gets none."""
     try:
         return ask()
-    except pynvml.NVMLError:
+    except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError):  # the latter, no NVMLError, is an older driver's
         return None
 
 
