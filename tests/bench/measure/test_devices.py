@@ -194,6 +194,20 @@ def test_the_control_of_a_machine_that_stalls_runs_few_of_the_calls_that_stall(m
     assert stalled == 2 * 2 * 40  # two calls of base, of each larger size
 
 
+def test_the_matmul_ceiling_multiplies_as_a_linear_layer_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights: list[torch.Tensor] = []
+    mm = torch.mm
+
+    def seen(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        weights.append(b)
+        return mm(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", seen)
+    ceilings.measure_ceiling("matmul", CpuDevice(torch.get_num_threads()), "float32", 0.01)
+    assert weights
+    assert all(weight.t().is_contiguous() for weight in weights)
+
+
 def test_ceilings_have_values_and_working_sets() -> None:
     device = CpuDevice(torch.get_num_threads())
     per_s, num_bytes = ceilings.measure_ceiling("matmul", device, "float32", 0.1)
