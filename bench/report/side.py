@@ -55,7 +55,7 @@ def side_by_side(views: Sequence[View]) -> SideBySide | None:
             if case_id not in of_run.index:
                 cells.append(Cell(TO, kind="none"))
                 continue
-            value, low, high = (float(of_run.loc[case_id, name]) / size for name in columns[3:])  # type: ignore[arg-type] # a scalar: ids are unique
+            value, low, high = (float(of_run.loc[case_id, name]) / size for name in columns[3:])
             cells.append(Cell(three_digits(value), f"{three_digits(low)}{TO}{three_digits(high)}"))
         rows.append((words, impl, cells))
     names = [f"{view.analysis.info.machine}, {view.analysis.info.run_id}" for view in views]

@@ -108,7 +108,7 @@ def _draw(
                 for step, name in enumerate(names):
                     look = view.looks[name]
                     at = i + (step - (len(names) - 1) / 2) * 0.2
-                    panel.plot(at, j, marker=look.marker, color=look.colour, markersize=6.5)
+                    panel.plot(at, j, marker=look.marker, color=look.colour, markersize=6.5, zorder=5)
                 continue
             look = view.looks[view.names[winner.impl]]
             panel.add_patch(Rectangle(corner, 0.94, 0.92, facecolor=look.colour, alpha=0.32, lw=0))

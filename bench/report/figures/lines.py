@@ -109,7 +109,7 @@ def axis_picture(view: View, quantity: Quantity, axis: str, slug_prefix: str = "
     cut = f" {len(shown)} of {num_slices} slices are drawn; the table has all." if len(shown) < num_slices else ""
     caption = (
         f"{_follow(axis)}; {quantity.better}. Solid lines compute the layer, grey dashed ones are baselines that do "
-        "something else. The band is the interval: where none is seen it is narrower than the line, and a very wide one "
+        "something else. The band is the interval: where none is seen it is narrower than the line, and a wide one "
         "leaves the panel. "
         f"{'Both axes are' if scale.logarithmic else 'The vertical axis is'} logarithmic, and all panels share "
         f"theirs.{cut}"

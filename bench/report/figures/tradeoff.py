@@ -108,11 +108,12 @@ def _draw(panel: Axes, view: View, rows: pd.DataFrame, costs: tuple[Cost, Cost],
     for impl, look in view.looks.items():
         for row in scaled[scaled["impl"] == impl].to_dict("records"):
             x, y = float(row["_x"]), float(row["_y"])
-            for draw, at, cost, size in zip((panel.hlines, panel.vlines), (y, x), costs, sizes, strict=True):
+            for cost, size in zip(costs, sizes, strict=True):
                 if cost.bounds:
                     low, high = (float(row[name]) / size for name in cost.bounds)
-                    draw(at, low, high, color=look.colour, zorder=3)
-                    whiskers.append(((low, y), (high, y)) if cost is costs[0] else ((x, low), (x, high)))
+                    ends = ((low, y), (high, y)) if cost is costs[0] else ((x, low), (x, high))
+                    panel.plot(*zip(*ends, strict=True), color=look.colour, linewidth=1.5, zorder=3)
+                    whiskers.append(ends)
             panel.plot(
                 x,
                 y,

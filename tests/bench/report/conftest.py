@@ -201,7 +201,7 @@ def _compare(rows: list[dict[str, Any]]) -> list[Comparison]:
     return result
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def analysis_factory() -> Callable[..., Analysis]:
     """The builder itself, for tests that need a special analysis."""
     return make_analysis

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+import json
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -14,7 +17,10 @@ from bench.analysis.frame import COLUMNS
 from bench.analysis.model import Analysis
 from bench.errors import RequestError, ResultsError
 from bench.report import write_report
+from bench.report.figures.lines import MANY_ROWS
 from bench.report.page import MAX_PAGE_BYTES
+from bench.report.tables import MAX_ROWS
+from bench.store.pytest_benchmark import NO_VERDICTS, SOURCE
 
 Factory = Callable[..., Analysis]
 
@@ -188,3 +194,55 @@ def test_no_case_and_no_place_are_the_users_errors(analysis: Analysis, tmp_path:
     small = dataclasses.replace(analysis, frame=analysis.frame.head(8))
     with pytest.raises(ResultsError, match="cannot write the report"):
         write_report([small], tmp_path / "file" / "folder")
+
+
+def test_large_sweeps_cap_rows_and_pictures_and_link_the_rest(analysis_factory: Factory, tmp_path: Path) -> None:
+    analysis = analysis_factory(experts=range(2, 27), top_ks=(1, 2), capacities=("none", 1.25), tokens=range(1, 10))
+    rows = len(analysis.frame)
+    assert rows > MANY_ROWS
+    text = write_report([analysis], tmp_path).read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(text.encode()) < MAX_PAGE_BYTES
+    assert page.num_rows <= MAX_ROWS + 1
+    assert f"of {rows:,} rows" in "".join(page.words)
+    assert "data.csv" in page.references
+    assert len(pd.read_csv(tmp_path / "data.csv")) == rows
+    assert (tmp_path / "throughput-num-tokens.svg").exists()
+    assert not (tmp_path / "throughput-num-experts.svg").exists()
+    assert "throughput is drawn against tokens only" in "".join(page.words)
+
+
+def test_two_runs_stand_side_by_side_without_verdicts(analysis_factory: Factory, tmp_path: Path) -> None:
+    small: dict[str, Any] = {"experts": (8, 32), "top_ks": (2,), "capacities": ("none",)}
+    runs = [analysis_factory(**small), analysis_factory(**small, run_id="second")]
+    words = "".join(Page(write_report(runs, tmp_path).read_text(encoding="utf-8")).words)
+    assert "No verdict is given across runs or machines." in words
+    assert "side by side" not in "".join(Page(write_report(runs[:1], tmp_path).read_text(encoding="utf-8")).words)
+
+
+def test_a_run_of_pytest_benchmark_says_why_it_has_no_verdicts(analysis_factory: Factory, tmp_path: Path) -> None:
+    full = analysis_factory(experts=(8,), top_ks=(2,), capacities=("none",))
+    no_control = dataclasses.replace(full.control, passed=False, twin=None, sentence="No control was run.")
+    info = full.info.model_copy(update={"source": SOURCE})
+    analysis = dataclasses.replace(full, info=info, control=no_control, warnings=(NO_VERDICTS,))
+    words = "".join(Page(write_report([full, analysis], tmp_path).read_text(encoding="utf-8")).words)
+    assert words.count(NO_VERDICTS) == 1
+    assert "Latencies without verdicts" in words
+
+
+def test_sliders_are_labelled_and_work_from_numbers_in_the_page(text: str) -> None:
+    found = re.search(r"data-cases='([^']*)'", text)
+    assert found is not None
+    cases = json.loads(html.unescape(found[1]))
+    assert cases["columns"] == ["experts", "top-k", "capacity"]
+    impl, settings, latency_s, low_s, high_s, peak_bytes, rate = cases["rows"][0]
+    assert impl in cases["impls"]
+    assert len(settings) == 3
+    assert low_s < latency_s < high_s
+    assert rate == pytest.approx(512 / latency_s, rel=1e-3)
+    assert peak_bytes > 0
+    for limit in ("limit-latency", "limit-memory"):
+        assert f'<label for="{limit}">' in text
+        assert f'<output for="{limit}"' in text
+        assert f'<input type="range" id="{limit}"' in text
+    assert "<noscript>" in text

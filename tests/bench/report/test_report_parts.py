@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.analysis.model import Analysis
-from bench.report.figures.canvas import grid
+from bench.analysis.model import Analysis, Estimate, Exponent
+from bench.report.figures.canvas import enclosing, grid
+from bench.report.figures.crossover import crossover_picture, map_axes
+from bench.report.figures.exponents import exponents_picture
+from bench.report.figures.lines import LATENCY, axis_picture
+from bench.report.figures.roof import roof_picture
+from bench.report.side import side_by_side
 from bench.report.slices import evenly, shown_axes, slices
 from bench.report.style import LOOKS, log_ticks, looks_for, plain, spread
-from bench.report.tables import heat_table, row_table
+from bench.report.tables import exponent_rows, heat_table, row_table
 from bench.report.view import make_view, short_names, without_paths
 from bench.report.words import headline, wins
 from impls.spec import LayerSpec
@@ -160,3 +167,69 @@ def test_every_field_of_a_layer_is_part_of_the_workload(analysis: Analysis) -> N
     fields = LayerSpec(d_model=1, d_ff=1, num_experts=1, top_k=1).to_dict()
     assert set(fields) <= set(view.fixed) | set(view.varying)
     assert isinstance(view.frame, pd.DataFrame)
+
+
+def test_skew_stands_at_the_imbalance_that_was_measured(analysis_factory: Callable[..., Analysis]) -> None:
+    one = analysis_factory(experts=(8,), top_ks=(2,), capacities=("none",))
+    routings = (("balanced", 1.0), ("zipf:1.2", 5.5), ("hot:0.5", 4.0))
+    parts = []
+    for name, imbalance in routings:
+        part = one.frame.assign(routing=name, workload_id=name, case_id=name + one.frame["case_id"])
+        part.loc[part["load_imbalance"].notna(), "load_imbalance"] = imbalance
+        parts.append(part)
+    skewed = dataclasses.replace(one, frame=pd.concat(parts, ignore_index=True), comparisons=(), winners=())
+    view = make_view(skewed)
+    assert shown_axes(view.timed)["routing"] == ""
+    picture = axis_picture(view, LATENCY, "routing")
+    assert picture is not None
+    places = [picture.svg.index(f">{name}<") for name, _ in routings]
+    assert places[0] < places[2] < places[1]
+
+
+@pytest.mark.parametrize("axis", ["dtype", "cache"])
+def test_settings_in_words_have_a_picture(analysis_factory: Callable[..., Analysis], axis: str) -> None:
+    one = analysis_factory(experts=(8,), top_ks=(2,), capacities=("none",))
+    other = one.frame.assign(**{axis: "other"}, workload_id="w", case_id="w" + one.frame["case_id"])
+    both = dataclasses.replace(one, frame=pd.concat([one.frame, other], ignore_index=True), comparisons=(), winners=())
+    assert axis_picture(make_view(both), LATENCY, axis) is not None
+
+
+def test_one_wild_interval_does_not_stretch_an_axis() -> None:
+    assert enclosing([1.0, 2.0], [0.9, 500.0]) == [0.9, 6.0]
+    assert enclosing([1.0, 2.0], [1.0, 2.1]) == [1.0, 2.1]
+
+
+def test_crossover_map_needs_two_axes_and_roofs_need_ceilings(analysis_factory: Callable[..., Analysis]) -> None:
+    plane = make_view(analysis_factory(top_ks=(2,), capacities=("none",), tokens=(64, 512)))
+    assert map_axes(plane) == ("num_tokens", "num_experts")
+    drawn = crossover_picture(plane)
+    assert drawn is not None
+    assert "no single winner" in drawn.svg
+    assert crossover_picture(make_view(analysis_factory(top_ks=(2,), capacities=("none",)))) is None
+    moved = dataclasses.replace(plane.analysis, frame=plane.analysis.frame.assign(flops=1e9, moved_bytes=1e8))
+    roof = roof_picture(make_view(moved))
+    assert roof is not None
+    assert "main memory" in roof.svg
+    assert roof_picture(make_view(dataclasses.replace(moved, ceilings={}))) is None
+
+
+def test_exponents_stand_beside_their_theory(analysis: Analysis) -> None:
+    fitted = Estimate(1.4, 1.3, 1.5)
+    exponent = Exponent(
+        "latency", "num_tokens", "einsum", {"capacity_factor": "none"}, (1, 9), 3, fitted, fitted, 12, 2.0, "quadratic"
+    )
+    view = make_view(dataclasses.replace(analysis, exponents=[exponent]))
+    row = [cell.text for cell in exponent_rows(view)[0]]
+    assert row == ["latency in tokens", "einsum", "dropless", "1.40", "1.40", "2", "quadratic"]
+    assert exponents_picture(view) is not None
+    assert exponents_picture(make_view(analysis)) is None
+
+
+def test_side_by_side_lists_common_cases_only(analysis_factory: Callable[..., Analysis]) -> None:
+    small = make_view(analysis_factory(experts=(8,), top_ks=(2,), capacities=("none",)))
+    large = make_view(analysis_factory(experts=(8, 32), top_ks=(2,), capacities=("none",), run_id="second"))
+    assert side_by_side([small]) is None
+    both = side_by_side([small, large])
+    assert both is not None
+    assert len(both.rows) == len(small.timed)
+    assert all(cell.interval for _, _, cells in both.rows for cell in cells)
