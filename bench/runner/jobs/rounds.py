@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench.cases import Case
 from bench.measure.device import Call, Device, open_device
 from bench.measure.disturbance import watch
 from bench.measure.latency import ArmError, sample_rounds
@@ -26,7 +25,7 @@ def time_cases(job: TimeJob, announce: Callable[[Announce], None]) -> Answer:
     for case in job.cases:
         announce(Announce(case_id=case.id, what="build"))
         try:
-            arms[case.id] = _arm(case, shared, device)
+            arms[case.id] = make_call(build_case(case, shared), shared)
         except Exception as error:  # noqa: BLE001 - foreign code: what it raises is this row's reason
             return failed(error, case)
     try:
@@ -45,15 +44,18 @@ def time_cases(job: TimeJob, announce: Callable[[Announce], None]) -> Answer:
     except ArmError as error:
         return failed(error.__cause__ or error, next(case for case in job.cases if case.id == error.arm))
     if changed := shared.changed():
-        reason = f"{changed} changed during the rounds, though at no case's first call; nothing of it can be trusted"
-        return Answer(status=Status.ERROR, reason=reason)
+        return _charged(changed, arms, shared, device)
     return Answer(arms=samples, disturbance=watched.disturbance)
 
 
-def _arm(case: Case, shared: Shared, device: Device) -> Call:
-    """The call of one case, made once to see that it leaves what all share as it was."""
-    call = make_call(build_case(case, shared), shared)
-    call()
-    device.synchronize()
-    shared.require_unchanged()
-    return call
+def _charged(changed: str, arms: Mapping[str, Call], shared: Shared, device: Device) -> Answer:
+    """Who changed what all share: the first that does it again. The samples of this process are lost either way."""
+    for case_id, call in arms.items():
+        shared.restore()
+        call()
+        device.synchronize()
+        if again := shared.changed():
+            reason = f"it changed {again} in place, which all implementations of the workload share"
+            return Answer(status=Status.WRONG_RESULT, reason=reason, case_id=case_id)
+    reason = f"{changed} changed during the rounds, and no case does it again; nothing of it can be trusted"
+    return Answer(status=Status.ERROR, reason=reason)

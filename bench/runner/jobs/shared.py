@@ -59,11 +59,19 @@ class Shared:
     def changed(self) -> str:
         """Names of the tensors that differ from what was stored, bit by bit; empty while all is as it was."""
         stored = read_tensors(self.folder, INPUTS).tensors
-        now = {WEIGHT_PREFIX + name: weight for name, weight in self.weights.named_parameters()} | {"tokens": self.x}
-        if self.output_gradient is not None:
-            now["output_gradient"] = self.output_gradient
         with torch.no_grad():
-            return ", ".join(name for name, tensor in now.items() if not _same(tensor, stored[name]))
+            return ", ".join(name for name, tensor in self._now().items() if not _same(tensor, stored[name]))
+
+    def restore(self) -> None:
+        """Give every tensor its stored values again."""
+        stored = read_tensors(self.folder, INPUTS).tensors
+        with torch.no_grad():
+            for name, tensor in self._now().items():
+                tensor.copy_(stored[name])
+
+    def _now(self) -> dict[str, torch.Tensor]:
+        now = {WEIGHT_PREFIX + name: weight for name, weight in self.weights.named_parameters()} | {"tokens": self.x}
+        return now if self.output_gradient is None else now | {"output_gradient": self.output_gradient}
 
     def require_unchanged(self) -> None:
         """Raise :class:`WrongResultError` where a call has written to what all implementations share."""
