@@ -11,6 +11,7 @@ from bench.analysis.comparisons import MIN_PROCESSES
 from bench.analysis.frame import Timing
 from bench.analysis.model import Comparison, Control, Verdict
 from bench.store.schema import AnyRecord, CaseRecord, NoteRecord, RunInfo, SamplesRecord
+from bench.units import percent
 
 MAX_STEAL = 0.02
 """Share of a processor that may go to other tenants before it is worth a warning."""
@@ -121,8 +122,8 @@ def _steadiness(frame: pd.DataFrame, timings: Mapping[str, Timing]) -> Iterator[
 
 def _disturbances(samples: Sequence[SamplesRecord]) -> Iterator[str]:
     for name, limit, what in (
-        ("steal_s", MAX_STEAL, "The hypervisor gave processor time to others: {share:.0%} of a processor"),
-        ("cpu_pressure_s", MAX_PRESSURE, "Tasks waited for a processor in {share:.0%} of the time"),
+        ("steal_s", MAX_STEAL, "The hypervisor gave processor time to others: {share} of a processor"),
+        ("cpu_pressure_s", MAX_PRESSURE, "Tasks waited for a processor in {share} of the time"),
     ):
         told = [
             (seconds, record.wall_s) for record in samples if (seconds := getattr(record.disturbance, name)) is not None
@@ -130,7 +131,7 @@ def _disturbances(samples: Sequence[SamplesRecord]) -> Iterator[str]:
         wall_s = sum(wall for _, wall in told)
         share = sum(seconds for seconds, _ in told) / wall_s if wall_s > 0 else 0.0
         if share > limit:
-            evidence = what.format(share=share)
+            evidence = what.format(share=percent(share))
             yield f"{evidence} while samples were taken; close other programs, or use a quieter machine."
 
 
