@@ -64,6 +64,7 @@ function structureFaults() {
   all("[tabindex]").filter((element) => element.tabIndex > 0).forEach((element) => found.push(`jumps the tab order: ${say(element)}`));
   all("[aria-hidden=true] :is(a, button, input, select)").forEach((element) => found.push(`focus on the unseen: ${say(element)}`));
   all("ul > :not(li), ol > :not(li)").forEach((element) => found.push(`not an item of its list: ${say(element)}`));
+  all("input[type=radio]").filter((radio) => !radio.closest("fieldset, [role=group], [role=radiogroup]")).forEach((radio) => found.push(`choice without a question: ${say(radio)}`));
   const sized = document.querySelector("meta[name=viewport]").content;
   if (/user-scalable\s*=\s*(no|0)|maximum-scale/.test(sized)) found.push(`cannot be enlarged: ${sized}`);
   return found;
