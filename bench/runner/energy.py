@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bench.cases import Case
-from bench.runner.protocol import EnergyJob, EnergyReading
+from bench.runner.protocol import EnergyJob
 from bench.runner.servers import ForkServer
 from bench.runner.session import Session, short_name
-from bench.store.schema import EnergyRecord, Status
+from bench.store.schema import EnergyReading, EnergyRecord, Status
 
 # These say something about one case; any other reason says that the device has no meter.
 CASE_REASONS = frozenset({"below_resolution"})

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from bench.cases import Case, Workload
-from bench.store.schema import Arm, Disturbance, Qualified, Status
+from bench.store.schema import Arm, Disturbance, EnergyReading, Qualified, Status
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 
@@ -155,21 +155,6 @@ class Answer(_Message):
     energy: EnergyReading | None = None
     materialised_bytes: int | None = None
 
-
-class EnergyReading(_Message):
-    """What an energy meter read, or the reason why it read nothing. Fields as in ``EnergyRecord``."""
-
-    energy_j: float | None = None
-    energy_low_j: float | None = None
-    energy_high_j: float | None = None
-    calls: float | None = None
-    window_s: float | None = None
-    idle_power_w: float | None = None
-    meter: str = ""
-    reason: str = ""
-
-
-Answer.model_rebuild()
 
 WorkerMessage = Annotated[Announce | Answer, Field(discriminator="kind")]
 message_adapter: TypeAdapter[WorkerMessage] = TypeAdapter(WorkerMessage)

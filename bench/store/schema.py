@@ -255,21 +255,21 @@ class CeilingRecord(Record):
     working_set_bytes: int
 
 
-class EnergyRecord(Record):
-    """Energy of a sustained loop over one case, or the reason why there is none.
+class EnergyReading(BaseModel):
+    """What an energy meter read over a sustained loop, or the reason why it read nothing.
 
     Attributes:
         energy_j: joules of the whole window, idle power included.
+        energy_low_j, energy_high_j: interval from the meter's resolution and sampling.
         calls: calls in the window, the last one counted by the fraction inside.
         window_s: length of the window.
-        energy_low_j, energy_high_j: interval from the meter's resolution and sampling.
         idle_power_w: power of the idle device around the window.
         meter: which meter it was.
         reason: ``code: sentence`` where there is no value.
     """
 
-    kind: Literal["energy"] = "energy"
-    case_id: str
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
     energy_j: float | None = None
     energy_low_j: float | None = None
     energy_high_j: float | None = None
@@ -280,10 +280,17 @@ class EnergyRecord(Record):
     reason: str = ""
 
     @model_validator(mode="after")
-    def _null_has_reason(self) -> EnergyRecord:
+    def _null_has_reason(self) -> EnergyReading:
         if (self.energy_j is None) == (not self.reason):
             raise ValueError("energy is either a value or a reason")
         return self
+
+
+class EnergyRecord(Record, EnergyReading):
+    """Energy of a sustained loop over one case, or the reason why there is none."""
+
+    kind: Literal["energy"] = "energy"
+    case_id: str
 
 
 class NoteRecord(Record):

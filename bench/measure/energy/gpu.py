@@ -25,7 +25,7 @@ from bench.measure.device import Call, Device
 from bench.measure.energy.errors import MeterError
 from bench.measure.energy.loop import POLL_S, Loop
 from bench.measure.energy.nvml import FieldValue, NvmlGpu, find_gpu, session
-from bench.runner.protocol import EnergyReading
+from bench.store.schema import EnergyReading
 
 SETTLE_S = 0.5
 AVERAGING_S = 1.5  # power may be the average of the last second

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.measure.device import Call, Device
 from bench.measure.energy.errors import MeterError
-from bench.runner.protocol import EnergyReading
+from bench.store.schema import EnergyReading
 
 
 def measure_energy(call: Call, device: Device, window_s: float) -> EnergyReading:

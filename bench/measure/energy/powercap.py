@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.measure.device import Call, Device
 from bench.measure.energy.errors import MeterError
-from bench.runner.protocol import EnergyReading
+from bench.store.schema import EnergyReading
 
 POWERCAP_ROOT = Path("/sys/class/powercap")
 UPDATE_S = 0.001

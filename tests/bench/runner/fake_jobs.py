@@ -20,14 +20,13 @@ from bench.runner.protocol import (
     CeilingJob,
     ControlJob,
     EnergyJob,
-    EnergyReading,
     Job,
     MaterialiseJob,
     QualifyJob,
     TimeJob,
     TruthJob,
 )
-from bench.store.schema import Arm, Qualified, Status
+from bench.store.schema import Arm, EnergyReading, Qualified, Status
 
 SECONDS_A_ROUND = 1e-4
 
