@@ -208,7 +208,6 @@ def _candidate(record: Mapping[Any, Any], limits: Limits) -> Candidate:
             reasons.append("its peak memory was not measured")
         elif memory_bytes > limits.memory_bytes:
             reasons.append(f"needs {units.bytes_(memory_bytes)}, the limit is {units.bytes_(limits.memory_bytes)}")
-    # An upper end that is unknown (one process only) is not below a limit.
     if limits.latency_s is not None and not high_s <= limits.latency_s:
         takes = "takes" if latency_s > limits.latency_s else "may take more:"
         reasons.append(f"{takes} {interval(latency)}, the limit is {units.latency(limits.latency_s)}")
@@ -222,7 +221,7 @@ def _join(between: Mapping[str, Any], choices: Sequence[Choice]) -> Advice:
 
 def interval(latency: Estimate) -> str:
     """A latency with its interval, where it has one."""
-    if math.isnan(latency.low):
+    if not latency.low < latency.high:  # one process knows no interval
         return units.latency(latency.value)
     return f"{units.latency(latency.value)} ({units.latency(latency.low)} to {units.latency(latency.high)})"
 

@@ -9,7 +9,7 @@ import pytest
 from run_maker import making
 
 from bench.analysis import analyse
-from bench.analysis.advise import Advice, Limits, advise
+from bench.analysis.advise import Advice, Limits, advise, interval
 from bench.analysis.model import Analysis
 from bench.cases import Workload
 from bench.errors import RequestError
@@ -97,6 +97,16 @@ def test_a_latency_counts_by_the_upper_end_of_its_interval() -> None:
     assert strict.candidates[0].ruled_out.startswith("may take more")
     assert (strict.impl, strict.reference) == (None, None)
     assert strict.candidates[1].ruled_out.startswith("takes")
+
+
+def test_one_process_has_no_interval_to_print() -> None:
+    workload = making.workload()
+    records = making.run(workload, LOOP_WINS, num_processes=1)
+    (choice,) = one(analyse(making.info, records)).choices
+    assert choice.impl is None
+    latency = choice.candidates[0].latency
+    assert latency is not None
+    assert "to" not in interval(latency)
 
 
 def test_what_failed_is_ruled_out_with_its_reason() -> None:
