@@ -61,7 +61,7 @@ class Page:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def js(self, script: str, *arguments: object) -> Any:
-        return self.driver.execute_script(script, *arguments)  # type: ignore[no-untyped-call] # selenium leaves it open
+        return self.driver.execute_script(script, *arguments)
 
     def audit(self, call: str) -> list[str]:
         found: list[str] = self.js(f"{AUDIT}\nreturn {call};")
