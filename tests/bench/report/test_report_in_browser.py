@@ -214,11 +214,12 @@ def test_filters_narrow_the_rows_together_and_say_how_many_are_left(page: Page, 
     assert status.text == f"0 of {total} rows"
 
 
-def best_rows(page: Page) -> dict[str, list[str]]:
+def best_rows(page: Page, section: str = "choose") -> dict[str, list[str]]:
     """Implementation to the cells of its best configuration, those without one left out."""
     rows: list[list[str]] = page.js(
-        """return Array.from(document.querySelectorAll("#choose .best tbody tr.fits"),
-           (row) => Array.from(row.cells, (cell) => cell.textContent));"""
+        """return Array.from(document.querySelectorAll(`#${arguments[0]} .best tbody tr.fits`),
+           (row) => Array.from(row.cells, (cell) => cell.textContent));""",
+        section,
     )
     return {impl: cells for impl, *cells in rows}
 
@@ -321,6 +322,22 @@ def test_phone_scrolls_wide_things_in_their_own_box_only(page: Page, width: int)
     assert page.one(".scroll:has(#rows)") in wide
     for box in wide:
         assert page.js("const own = arguments[0]; own.scrollLeft = 50; return own.scrollLeft;", box) > 0
+
+
+def test_several_runs_have_sliders_of_their_own(
+    driver: Chrome, analysis_factory: Callable[..., Analysis], tmp_path: Path
+) -> None:
+    runs = [analysis_factory(experts=(8,), capacities=("none",), run_id=run_id) for run_id in ("one", "two")]
+    page = Page(driver, write_report(runs, tmp_path))
+    page.complaints()
+    page.open(width=375)
+    first = best_rows(page)
+    page.one("#run2-limit-latency").send_keys(Keys.HOME)
+    assert len(best_rows(page, "run2-choose")) == 1 < len(first)
+    assert best_rows(page) == first
+    assert page.audit("structureFaults().concat(lowContrast('*'))") == []
+    assert page.js("return document.scrollingElement.scrollWidth;") == 375
+    assert page.complaints() == []
 
 
 def test_structure_is_what_assistive_technology_expects(page: Page) -> None:
