@@ -92,7 +92,7 @@ class Timing:
     Attributes:
         units: median latency in seconds, one number an independent replicate.
         num_samples: samples in all processes, warm-up not counted.
-        num_runs: processes, of which ``num_unsteady`` never got steady.
+        num_judged: processes with enough samples to see a trend, of which ``num_unsteady`` had one to the end.
         inner_calls: calls in one sample, the median over processes.
         host_s: seconds in which the host issues one call, the median over processes; None on the CPU.
         percentiles: by column, value in seconds or the reason why there is none.
@@ -100,16 +100,16 @@ class Timing:
 
     units: Floats
     num_samples: int
-    num_runs: int
+    num_judged: int
     num_unsteady: int
     inner_calls: int = 1
     host_s: float | None = None
     percentiles: Mapping[str, float | str] = field(default_factory=dict)
 
     @property
-    def steady(self) -> bool:
-        """Whether most processes got steady."""
-        return 2 * self.num_unsteady < self.num_runs
+    def steady(self) -> bool | None:
+        """Whether most processes got steady; None where none had enough samples to tell."""
+        return 2 * self.num_unsteady < self.num_judged if self.num_judged else None
 
 
 def percentiles(samples_s: Sequence[float], *, single_calls: bool) -> dict[str, float | str]:

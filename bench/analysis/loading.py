@@ -99,8 +99,8 @@ def _timings(records: Sequence[SamplesRecord], ok: Iterable[str]) -> dict[str, T
         found[case_id] = Timing(
             units=units,
             num_samples=sum(len(arm.latency_s) for arm in arms),
-            num_runs=len(arms),
-            num_unsteady=sum(not arm.steady for arm in arms),
+            num_judged=sum(arm.steady is not None for arm in arms),
+            num_unsteady=sum(arm.steady is False for arm in arms),
             inner_calls=median_low(arm.inner_calls for arm in arms),
             host_s=median(host_s) if host_s else None,
             percentiles=percentiles(

@@ -110,13 +110,13 @@ def _processes(timings: Mapping[str, Timing]) -> Iterator[str]:
 
 
 def _steadiness(frame: pd.DataFrame, timings: Mapping[str, Timing]) -> Iterator[str]:
-    restless = {case_id: timing for case_id, timing in timings.items() if not timing.steady}
+    restless = {case_id: timing for case_id, timing in timings.items() if timing.steady is False}
     if restless:
-        worst = max(sorted(restless), key=lambda case_id: restless[case_id].num_unsteady / restless[case_id].num_runs)
+        worst = max(sorted(restless), key=lambda case_id: restless[case_id].num_unsteady / restless[case_id].num_judged)
         impl = frame.loc[frame["case_id"] == worst, "impl"].iloc[0]
         yield (
             f"{_cases(len(restless))} not steady in most of their processes (most: {impl}, in"
-            f" {restless[worst].num_unsteady} of {restless[worst].num_runs}); give a larger budget."
+            f" {restless[worst].num_unsteady} of {restless[worst].num_judged}); give a larger budget."
         )
 
 

@@ -8,8 +8,8 @@ no trend: cut that half in two, and either the medians of the two quarters agree
 other quarter's range (they differ by less than the arm's own noise). At least :data:`MIN_WARMUP` samples and
 :data:`WARMUP_FLOOR` of the time budget are looked at, so that a burst of very short calls does not pass for a steady
 state. Warm-up ends when every arm is steady, or when :data:`WARMUP_CAP` of the budget is spent; arms that were not
-steady by then are judged once more with their rounds, and labelled ``steady=False`` if there is still a trend, or if
-all samples together are too few to tell.
+steady by then are judged once more with their rounds, and labelled ``steady=False`` if there is still a trend, None
+if all samples together are too few to tell.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class ArmError(RuntimeError):
         super().__init__(f"{arm} failed while it was timed")
 
 
-def is_steady(samples: Sequence[float]) -> bool:
-    """Whether the later half of ``samples`` shows no trend; False where there are fewer than :data:`MIN_WARMUP`."""
+def is_steady(samples: Sequence[float]) -> bool | None:
+    """Whether the later half of ``samples`` shows no trend; None where fewer than :data:`MIN_WARMUP` cannot tell."""
     if len(samples) < MIN_WARMUP:
-        return False
+        return None
     quarter = len(samples) // 4
     before, after = samples[-2 * quarter : -quarter], samples[-quarter:]
     median_before, median_after = statistics.median(before), statistics.median(after)

@@ -47,12 +47,12 @@ class LoopInfo(BaseModel):
 
     Attributes:
         wall_s: seconds of the whole loop, calibration and warm-up included.
-        steady: whether its samples show no trend.
+        steady: whether its samples show no trend; None where they are too few to tell.
         disturbance: what else happened on the machine meanwhile.
     """
 
     wall_s: float = Field(ge=0, allow_inf_nan=False)
-    steady: bool
+    steady: bool | None
     disturbance: Disturbance
 
 

@@ -178,7 +178,8 @@ class Arm(BaseModel):
         latency_s: one value a round, in round order: seconds of one call (the mean of ``inner_calls`` calls).
         warmup_s: the samples before the steady state, in order.
         inner_calls: calls in one sample.
-        steady: whether a steady state was found (not merely a warm-up whose time was up).
+        steady: whether a steady state was found (not merely a warm-up whose time was up); None where there are too few
+            samples to tell.
         host_s: median seconds that the host needed to issue one call on an asynchronous device; where this is above
             the latency, the call is launch-bound. Null on the CPU, where the two are the same thing.
     """
@@ -188,7 +189,7 @@ class Arm(BaseModel):
     latency_s: list[Annotated[float, Field(gt=0)]]
     warmup_s: list[float]
     inner_calls: int = Field(default=1, ge=1)
-    steady: bool = True
+    steady: bool | None = True
     host_s: float | None = None
 
 

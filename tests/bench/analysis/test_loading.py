@@ -224,13 +224,14 @@ def test_a_sound_run_warns_of_nothing() -> None:
     assert analyse(making.info, making.run(WORKLOAD, TRUE_S)).warnings == ()
 
 
-def test_a_case_that_never_got_steady_is_labelled() -> None:
+@pytest.mark.parametrize("others", [True, None])
+def test_a_case_that_never_got_steady_is_labelled(others: bool | None) -> None:
     records = making.run(WORKLOAD, TRUE_S)
     restless = [
         record.model_copy(
             update={
                 "arms": {
-                    case_id: arm.model_copy(update={"steady": case_id != CASE_ID["loop"]})
+                    case_id: arm.model_copy(update={"steady": False if case_id == CASE_ID["loop"] else others})
                     for case_id, arm in record.arms.items()
                 }
             }
@@ -240,7 +241,7 @@ def test_a_case_that_never_got_steady_is_labelled() -> None:
         for record in records
     ]
     analysis = analyse(making.info, restless)
-    assert analysis.frame.set_index("impl")["steady"].to_dict() == {"grouped": True, "loop": False, "dense": True}
+    assert analysis.frame.set_index("impl")["steady"].to_dict() == {"grouped": others, "loop": False, "dense": others}
     assert "loop, in 12 of 12" in "\n".join(analysis.warnings)
 
 
@@ -302,7 +303,7 @@ def test_a_large_sweep_is_one_table() -> None:
             making.case(impl, making.workload(num_tokens=tokens)) for tokens in range(1, 1001) for impl in TRUE_S
         )
     }
-    timing = Timing(units=np.linspace(1.0, 2.0, 12), num_samples=120, num_runs=12, num_unsteady=0)
+    timing = Timing(units=np.linspace(1.0, 2.0, 12), num_samples=120, num_judged=12, num_unsteady=0)
     frame = build_frame(cases, dict.fromkeys(cases, timing), energy={}, ceilings=Ceilings({}, {}), winners=[], sides={})
     assert len(frame) == 3000
     assert frame["latency_s"].eq(1.5).all()

@@ -142,8 +142,13 @@ def test_an_arm_that_never_gets_steady_is_labelled() -> None:
 
     arms = {"ramp": call, "flat": lambda: device.spend(0.001)}
     result = sample(arms, device)
-    assert not result["ramp"].steady
+    assert result["ramp"].steady is False
     assert result["flat"].steady
+
+
+def test_few_samples_cannot_tell() -> None:
+    assert is_steady([1.0] * 15) is None
+    assert is_steady([1.0] * 16) is True
 
 
 @settings(deadline=None, max_examples=15)
