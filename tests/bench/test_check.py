@@ -67,7 +67,8 @@ def test_three_percent_off_names_the_size_and_the_tokens() -> None:
     checked = check(lambda output, _: output * 1.03)
     assert checked.relative_error == pytest.approx(0.03, rel=1e-4)
     assert (
-        checked.fault == "output is off by 0.03 of its norm where 1.3e-05 is allowed, first at token 0 (12 of 12 tokens)"
+        checked.fault
+        == "output is off by 0.03 of its norm where 1.3e-05 is allowed, first at token 0 (12 of 12 tokens)"
     )
 
 

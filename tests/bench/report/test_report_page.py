@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from analysis_maker import make_analysis
 
 from bench.analysis.frame import COLUMNS
 from bench.analysis.model import Analysis
@@ -60,8 +61,6 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import make_analysis
-
     return write_report([make_analysis()], tmp_path_factory.mktemp("report")).parent
 
 
