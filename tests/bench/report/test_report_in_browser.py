@@ -104,6 +104,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     with Chrome(options=options, service=Service(service)) as started:
+        started.get("about:blank")  # the browser's own first page asks for much
         yield started
 
 
