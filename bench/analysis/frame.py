@@ -108,8 +108,8 @@ class Timing:
 
     @property
     def steady(self) -> bool | None:
-        """Whether most processes got steady; None where none had enough samples to tell."""
-        return 2 * self.num_unsteady < self.num_judged if self.num_judged else None
+        """Whether most processes got steady; None where most had too few samples to tell."""
+        return 2 * self.num_unsteady < self.num_judged if 2 * self.num_judged > self.units.size else None
 
 
 def percentiles(samples_s: Sequence[float], *, single_calls: bool) -> dict[str, float | str]:
