@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 
 from bench.cases import stable_id
-from bench.gpus import find_gpus, torch_has_cuda
+from bench.gpus import find_gpus, torch_has_cuda, torch_version
 
-PACKAGES = ("moebench", "torch", "numpy", "scipy", "pandas", "pydantic", "psutil", "nvidia-ml-py", "matplotlib")
+PACKAGES = ("moebench", "numpy", "scipy", "pandas", "pydantic", "psutil", "nvidia-ml-py", "matplotlib")
 # settings of the allocator, of the thread pools and of torch that change what is measured
 SETTINGS = re.compile(
     r"(MALLOC|OMP|KMP|GOMP|MKL|OPENBLAS|DNNL|ONEDNN|ATEN|TORCH|PYTORCH|CUBLAS|CUDA|NVIDIA)_\w+|LD_PRELOAD"
@@ -45,7 +45,7 @@ def describe() -> dict[str, Any]:
             "transparent_hugepages": _chosen(Path("/sys/kernel/mm/transparent_hugepage/enabled"), gaps),
         },
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "packages": {name: package_version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES} | {"torch": torch_version()},
         "torch_built_for_cuda": torch_has_cuda(),
         "settings": {
             name: without_folders(os.environ[name]) for name in sorted(os.environ) if SETTINGS.fullmatch(name)

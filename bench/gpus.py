@@ -74,12 +74,22 @@ def why_no_cuda() -> str | None:
 
 
 def torch_has_cuda() -> bool:
-    """Whether the installed torch is built for CUDA, read from its version file without importing it."""
+    """Whether the installed torch is built for CUDA."""
+    return re.search(r"^cuda\b[^=\n]*=\s*['\"]", _torch_version_file(), re.MULTILINE) is not None
+
+
+def torch_version() -> str | None:
+    """Version and build of the installed torch, as in ``2.13.0+cpu``: a wheel's own metadata may leave the build out."""
+    found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", _torch_version_file(), re.MULTILINE)
+    return found and found.group(1)
+
+
+def _torch_version_file() -> str:
+    """What torch says of its build, read without importing it; empty where there is none."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
-        return False
-    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
-    return re.search(r"^cuda\b[^=\n]*=\s*['\"]", text, re.MULTILINE) is not None
+        return ""
+    return (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
 
 
 @contextmanager

@@ -49,9 +49,10 @@ def test_lines_come_with_a_new_phase_and_every_ten_seconds(
 def test_the_doctor_names_a_package_that_hides_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # a checkout's own copy beside the installed one is a second package of that name, and found as such
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not (Path(entry) / "bench").is_dir()])
+    path = [entry for entry in sys.path if not (Path(entry) / "bench").is_dir()]
+    monkeypatch.setattr(sys, "path", path)
     assert {finding.name: finding.disturbs for finding in doctor.disturbances()}["names"] is False
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *path])
     Path("bench.py").touch()
     found = {finding.name: finding for finding in doctor.disturbances()}["names"]
     assert found.disturbs
