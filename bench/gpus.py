@@ -79,7 +79,7 @@ def torch_has_cuda() -> bool:
 
 
 def torch_version() -> str | None:
-    """Version and build of the installed torch, as in ``2.13.0+cpu``: a wheel's own metadata may leave the build out."""
+    """Version and build of the installed torch, as in ``2.13.0+cpu``; its own metadata may leave the build out."""
     found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", _torch_version_file(), re.MULTILINE)
     return found and found.group(1)
 
