@@ -151,10 +151,10 @@ def test_workloads_that_the_budget_does_not_reach_stay_open_until_it_is_renewed(
     first = read_run(outcome.folder)
     assert events(first) == ["started", "budget_spent"]
     assert set(outcome.statuses) == {Status.OK}, "what was never started has not failed"
-    assert 0 < outcome.num_not_run < 12
-    assert outcome.num_not_run % 2 == 0, "workloads are left out whole"
+    assert 0 < outcome.num_not_run <= 12
+    assert all(len(r.arms) == 2 for r in of_kind(first, SamplesRecord)), "workloads are timed whole"
     assert f"{outcome.num_not_run} of 12 cases were not run" in of_kind(first, NoteRecord)[-1].text
-    for _ in range(8):
+    for _ in range(20):
         if (outcome := run(sweep, tmp_path, resume=outcome.folder)).num_not_run == 0:
             break
     last = read_run(outcome.folder)
