@@ -104,7 +104,7 @@ def test_bad_cases_cost_their_own_rows_only(tmp_path: Path) -> None:
 
 
 def test_a_case_that_hangs_times_out(tmp_path: Path) -> None:
-    outcome = run(make_sweep(["ok", "hang@qualify", "hang@time"], 1, timeout_s=0.3, budget_s=5), tmp_path)
+    outcome = run(make_sweep(["ok", "hang@qualify", "hang@time"], 1, timeout_s=1.0, budget_s=30), tmp_path)
     assert outcome.statuses == {Status.OK: 1, Status.TIMEOUT: 2}
 
 
@@ -137,7 +137,7 @@ def test_a_spent_budget_ends_the_run_with_a_note(tmp_path: Path, monkeypatch: py
     started_s = time.monotonic()
     outcome = run(make_sweep(["ok", "loop"], 4, processes=50, budget_s=6), tmp_path)
     read = read_run(outcome.folder)
-    assert time.monotonic() - started_s < 12
+    assert time.monotonic() - started_s < 30, "fifty processes would take minutes"
     assert events(read) == ["started", "budget_spent"]
     note = of_kind(read, NoteRecord)[-1]
     assert "fewer than 50 processes" in note.text
