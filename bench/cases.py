@@ -7,6 +7,7 @@ fields, so a record can be matched to its case without trusting order.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from functools import cached_property
@@ -19,6 +20,15 @@ from impls.spec import LayerSpec
 DType = Literal["float32", "bfloat16", "float16"]
 Direction = Literal["forward", "train"]
 Cache = Literal["warm", "cold"]
+
+
+_FIRST_FIELDS = {
+    "d_model", "d_ff", "num_experts", "top_k", "capacity_factor", "activation", "router", "norm_topk_prob",
+    "num_shared_experts", "router_bias", "expert_bias",
+}  # fmt: skip
+_NEVER = object()
+LATER_FIELDS = {f.name: f.default for f in dataclasses.fields(LayerSpec) if f.name not in _FIRST_FIELDS}
+"""Fields of a layer that the first records did not have, with the values at which they change nothing."""
 
 
 def stable_id(fields: Any) -> str:
@@ -54,10 +64,20 @@ class Workload(BaseModel):
     cache: Cache = "warm"
     seed: int = 0
 
+    def lasting(self) -> dict[str, Any]:
+        """The fields as plain values, without those that moebench gained since its first records and that do not apply.
+
+        So a workload keeps its id when a later release can say more of a layer.
+        """
+        fields = self.model_dump(mode="json")
+        layer = fields["layer"]
+        fields["layer"] = {name: value for name, value in layer.items() if LATER_FIELDS.get(name, _NEVER) != value}
+        return fields
+
     @cached_property
     def id(self) -> str:
         """Stable id of the workload."""
-        return stable_id(self.model_dump(mode="json"))
+        return stable_id(self.lasting())
 
 
 class Case(BaseModel):
@@ -76,4 +96,4 @@ class Case(BaseModel):
     @cached_property
     def id(self) -> str:
         """Stable id of the case."""
-        return stable_id(self.model_dump(mode="json"))
+        return stable_id({"impl": self.impl, "workload": self.workload.lasting()})

@@ -16,7 +16,7 @@ from bench.environment import usable_cores
 from bench.faults import fault, nearest, unknown
 from bench.units import parse_duration
 from impls import registry
-from impls.spec import ACTIVATIONS, ROUTERS
+from impls.spec import ACTIVATIONS, CAPACITY_POLICIES, ROUTERS
 
 Value = TypeVar("Value")
 
@@ -126,6 +126,7 @@ Count = Annotated[int, Field(strict=True, ge=0, le=MOST)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(strict=True, gt=0, allow_inf_nan=False)]
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
 
 
@@ -147,6 +148,16 @@ class LayerTable(_Table):
     num_shared_experts: Axis[Count] = (0,)
     router_bias: Axis[Flag] = (False,)
     expert_bias: Axis[Flag] = (False,)
+    d_ff_shared: Axis[Size | None] = (None,)
+    shared_gate: Axis[Flag] = (False,)
+    selection_bias: Axis[Flag] = (False,)
+    num_expert_groups: Axis[Size] = (1,)
+    top_k_groups: Axis[Size] = (1,)
+    routed_scaling: Axis[Scale] = (1.0,)
+    router_seed: Axis[Count] = (0,)
+    capacity_policy: Axis[Annotated[Text, _one_of(*CAPACITY_POLICIES)]] = ("gshard",)
+    capacity_multiple: Axis[Size] = (1,)
+    swiglu_limit: Axis[Scale] = (7.0,)
 
 
 class WorkloadTable(_Table):

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
-ACTIVATIONS = ("relu", "gelu", "silu", "swiglu", "geglu")
-GATED_ACTIVATIONS = frozenset({"swiglu", "geglu"})
+ACTIVATIONS = ("relu", "gelu", "silu", "swiglu", "geglu", "swiglu_clamped")
+GATED_ACTIVATIONS = frozenset({"swiglu", "geglu", "swiglu_clamped"})
 ROUTERS = ("softmax_topk",)
+CAPACITY_POLICIES = ("gshard", "score")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +33,21 @@ class LayerSpec:
         activation: one of :data:`ACTIVATIONS`; the gated ones hold two input projections.
         router: one of :data:`ROUTERS`. ``softmax_topk`` is softmax over all experts, then the K largest.
         norm_topk_prob: whether the K chosen probabilities are scaled to sum to one.
-        num_shared_experts: experts that see every token, computed as one feed-forward of width S * F.
+        num_shared_experts: experts that see every token, computed as one feed-forward.
         router_bias: whether the router's logits have a bias.
         expert_bias: whether the experts' projections have biases.
+        d_ff_shared: hidden width of one shared expert; None is that of a routed one, F.
+        shared_gate: whether every token weighs the shared experts' output with a sigmoid of its own.
+        selection_bias: whether a bias is added to the scores where experts are chosen, and only there
+            (auxiliary-loss-free balancing).
+        num_expert_groups: groups of neighbouring experts; above 1 a token chooses groups first.
+        top_k_groups: groups that a token may choose its experts from.
+        routed_scaling: factor on every routing weight, after renormalisation.
+        router_seed: draws what a router draws (noise, random choices, hashes): the same call gives the same routing.
+        capacity_policy: who is dropped where an expert is full: ``gshard`` keeps the earliest, ``score`` the largest
+            weights.
+        capacity_multiple: the capacity is rounded up to a multiple of this.
+        swiglu_limit: where ``swiglu_clamped`` clamps.
 
     Raises:
         ValueError: naming every field that is out of range, what was found and what is allowed.
@@ -51,6 +64,16 @@ class LayerSpec:
     num_shared_experts: int = 0
     router_bias: bool = False
     expert_bias: bool = False
+    d_ff_shared: int | None = None
+    shared_gate: bool = False
+    selection_bias: bool = False
+    num_expert_groups: int = 1
+    top_k_groups: int = 1
+    routed_scaling: float = 1.0
+    router_seed: int = 0
+    capacity_policy: str = "gshard"
+    capacity_multiple: int = 1
+    swiglu_limit: float = 7.0
 
     def __post_init__(self) -> None:
         faults = [
@@ -92,7 +115,7 @@ class LayerSpec:
     @property
     def shared_d_ff(self) -> int:
         """Hidden width of the shared experts taken together; 0 where there are none."""
-        return self.num_shared_experts * self.d_ff
+        return self.num_shared_experts * (self.d_ff if self.d_ff_shared is None else self.d_ff_shared)
 
     def capacity(self, num_tokens: int) -> int | None:
         """Slots of one expert for ``num_tokens`` tokens, or None where nothing is dropped.

@@ -17,6 +17,7 @@ import pandas as pd
 from bench.analysis.model import Comparison, Winner
 from bench.analysis.roofline import Ceilings
 from bench.analysis.statistics import Floats, median_interval
+from bench.cases import LATER_FIELDS
 from bench.store.schema import CaseRecord, EnergyRecord, Qualified
 
 LAYER_COLUMNS = (
@@ -31,6 +32,7 @@ LAYER_COLUMNS = (
     "num_shared_experts",
     "router_bias",
     "expert_bias",
+    *LATER_FIELDS,
 )
 WORKLOAD_COLUMNS = ("num_tokens", "dtype", "device", "direction", "routing", "threads", "cache", "seed")
 COLUMNS = (
@@ -46,6 +48,7 @@ COLUMNS = (
     "flops", "moved_bytes", "worst_tensor", "checked_tokens",
     "num_processes", "num_samples", "inner_calls", "steady", "launch_bound", "path", "gaps",
     "energy_low_j_per_token", "energy_high_j_per_token", "latency_p50_s", "latency_p90_s", "latency_p99_s",
+    *LATER_FIELDS,
 )  # fmt: skip
 """The columns, in the order of ``moebench show --csv``.
 

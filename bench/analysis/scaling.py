@@ -18,13 +18,14 @@ import pandas as pd
 from bench.analysis.model import Estimate, Exponent
 from bench.analysis.statistics import ERROR_RATE, Floats, Rounds, Spread, latency_by_replicate
 from bench.analysis.theory import theory
+from bench.cases import LATER_FIELDS
 
 AXES = ("num_tokens", "num_experts", "top_k", "capacity_factor", "d_model", "d_ff", "threads")
 MIN_POINTS = 3
 """Two points give a slope whatever the cost's shape is; three can at least disagree."""
 WORKLOAD_FIELDS = (
     *AXES, "activation", "router", "norm_topk_prob", "num_shared_experts", "router_bias", "expert_bias", "routing",
-    "dtype", "device", "direction", "cache", "seed",
+    "dtype", "device", "direction", "cache", "seed", *LATER_FIELDS,
 )  # fmt: skip
 
 

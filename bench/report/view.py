@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis.model import Analysis, Comparison, Estimate, Winner
+from bench.cases import LATER_FIELDS
 from bench.report.style import Look, looks_for
 
 AXES = ("num_experts", "top_k", "capacity_factor", "num_tokens", "d_model", "d_ff", "threads")
@@ -35,11 +36,14 @@ WORKLOAD_FIELDS = (
     "direction",
     "cache",
     "seed",
+    *LATER_FIELDS,
 )
 _FLAGS = {
     "norm_topk_prob": ("top-k weights not renormalised", "top-k weights renormalised"),
     "router_bias": ("", "router with bias"),
     "expert_bias": ("", "experts with biases"),
+    "shared_gate": ("", "gated shared experts"),
+    "selection_bias": ("", "selection bias"),
 }
 FIELD_WORDS = {
     "num_experts": "experts",
@@ -106,6 +110,8 @@ def describe(fields: Mapping[str, Any]) -> str:
             words.append(f"{text} shared expert{'s' * (text != '1')}")
         elif name == "seed":
             words.append(f"seed {text}")
+        elif name in LATER_FIELDS:
+            words.append(f"{name.replace('_', ' ')} {text}")
         else:
             words.append(text)
     return " · ".join(words)
@@ -148,8 +154,10 @@ class View:
     def slice_words(self) -> str:
         """What pictures say beneath their title: the fixed sizes and settings, without those that are off."""
         quiet = {"norm_topk_prob", "seed", "cache", "router"}
-        off = {name for name in ("router_bias", "expert_bias", "num_shared_experts") if not self.fixed.get(name, True)}
-        return describe({name: value for name, value in self.fixed.items() if name not in quiet | off})
+        fixed = self.fixed
+        off = {name for name in ("router_bias", "expert_bias", "num_shared_experts") if not fixed.get(name, True)}
+        off |= {name for name, usual in LATER_FIELDS.items() if fixed.get(name) == usual}
+        return describe({name: value for name, value in fixed.items() if name not in quiet | off})
 
     @property
     def timed(self) -> pd.DataFrame:

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from bench.cases import Case
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: the first. 2: adds fields, which readers of 1 would refuse; everything written under 1 is read."""
 
 
 class Status(StrEnum):
