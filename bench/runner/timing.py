@@ -213,6 +213,8 @@ class Timing:
             arms=answer.arms,
             planted_slowdown=self._measure.planted_slowdown,
             wall_s=time.monotonic() - start_s,
+            device=place.device,
+            threads=place.threads,
         )
 
     def _ceilings(self, server: ForkServer, replicate: int) -> None:

@@ -228,6 +228,7 @@ class ControlRecord(Record):
         replicate: as in :class:`SamplesRecord`.
         arms: ``base``, ``twin`` (identical code) and ``slowed`` (the same plus ``planted_slowdown`` of its time).
         planted_slowdown: relative slowdown that was planted, for example 0.05.
+        device, threads: where it ran; null in records of version 1.
     """
 
     kind: Literal["control"] = "control"
@@ -235,6 +236,8 @@ class ControlRecord(Record):
     arms: dict[Literal["base", "twin", "slowed"], Arm]
     planted_slowdown: float
     wall_s: float
+    device: str | None = None
+    threads: int | None = None
 
 
 class CeilingRecord(Record):
