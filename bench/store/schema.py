@@ -62,6 +62,61 @@ class RoutingFacts(BaseModel):
     note: str = ""
 
 
+class Finding(BaseModel):
+    """A known reason why a layer is slow, found by measuring it.
+
+    Attributes:
+        rule: which one, see :mod:`bench.lint`.
+        evidence: what was measured, in a sentence.
+        fix: what to do about it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: str
+    evidence: str
+    fix: str
+
+
+class Conduct(BaseModel):
+    """How an implementation behaves in one call, apart from its time: see :mod:`bench.measure.conduct`.
+
+    Attributes:
+        num_operators: operators of one call that compute something (views are left out).
+        host_syncs: times that one call waits for the device; on a CPU, times that it would wait on a GPU.
+        sync_operators: which operators those are, with their counts.
+        computed_flops: floating-point operations of all matrix products that ran, useful or not.
+        repeats: calls that ``distinct_results`` is of.
+        distinct_results: results among them that differ in at least one bit; 1 is deterministic.
+        deterministic_ratio: time under ``torch.use_deterministic_algorithms`` over the time without; a rough one.
+        threads: torch's intra-operator threads after the call.
+        allocator: what decides how memory is handed out: the C library, and the environment variables that are set.
+        findings: known reasons why it is slow.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    num_operators: int | None = None
+    host_syncs: int | None = None
+    sync_operators: dict[str, int] = Field(default_factory=dict)
+    computed_flops: int | None = None
+    repeats: int = 0
+    distinct_results: int | None = None
+    deterministic_ratio: float | None = None
+    threads: int
+    allocator: str
+    findings: list[Finding] = Field(default_factory=list)
+    gaps: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _nulls_have_reasons(self) -> Conduct:
+        measured = ("num_operators", "host_syncs", "computed_flops", "distinct_results", "deterministic_ratio")
+        missing = [name for name in measured if getattr(self, name) is None and name not in self.gaps]
+        if missing:
+            raise ValueError(f"null without a reason in gaps: {', '.join(missing)}")
+        return self
+
+
 class Qualified(BaseModel):
     """What is known of a case once its result was found right, before it is timed.
 
@@ -83,6 +138,7 @@ class Qualified(BaseModel):
         reserved_peak_bytes: CUDA's caching allocator's peak; null elsewhere.
         analytic_peak_bytes: what any implementation must allocate: the output, and in ``train`` the gradients too.
         path: which kernel path ran, in the implementation's words; empty where there is one only.
+        conduct: how it behaves in a call; null in records of the first schema.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -103,6 +159,7 @@ class Qualified(BaseModel):
     reserved_peak_bytes: int | None
     analytic_peak_bytes: int
     path: str = ""
+    conduct: Conduct | None = None
     gaps: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
