@@ -104,7 +104,7 @@ def _comparison(
     reason = withheld
     if not reason and pair.units.size < MIN_PROCESSES:
         reason = f"{pair.units.size} independent processes, and a verdict needs {MIN_PROCESSES}"
-    verdict = Verdict.INCONCLUSIVE if reason else _verdict(low, high)
+    verdict = Verdict.INCONCLUSIVE if reason else verdict_of(low, high)
     if verdict is Verdict.INCONCLUSIVE and not reason:
         reason = "the interval contains 1 and reaches outside the band of ±1 %"
     decided = verdict in FLIPPED
@@ -123,7 +123,7 @@ def _comparison(
     )
 
 
-def _verdict(low: float, high: float) -> Verdict:
+def verdict_of(low: float, high: float) -> Verdict:
     """The word for a corrected interval of a log-ratio."""
     if high < 0:
         return Verdict.FASTER
