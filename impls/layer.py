@@ -40,6 +40,8 @@ class MoELayer(nn.Module, ABC):
     Attributes:
         semantics: what is computed: ``moe``, or a baseline's own label.
         exact: whether it is that to rounding; False where weights or activations are quantised.
+        tolerance: where it is not exact, the relative error of output and gradients that it allows itself; past it,
+            its result is wrong. A tenth is what weights rounded to four bits give.
         routes: whether tokens go to chosen experts; where False, a given routing changes nothing.
         path: which of several kernel paths runs; empty where there is one.
         spec: the layer.
@@ -48,6 +50,7 @@ class MoELayer(nn.Module, ABC):
 
     semantics: ClassVar[str] = "moe"
     exact: ClassVar[bool] = True
+    tolerance: ClassVar[float] = 0.1
     routes: ClassVar[bool] = True
     path: str = ""
 
