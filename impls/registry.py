@@ -137,4 +137,10 @@ def _checked(name: str, found: Any) -> type[MoELayer]:
     if inspect.isabstract(found):
         unset = ", ".join(sorted(found.__abstractmethods__))
         raise InvalidImplementation(f"implementation {name!r}: {found.__name__} does not set {unset}")
+    known = list(dict.fromkeys(entry.semantics for entry in ENTRIES.values()))
+    if found.semantics not in known:
+        raise InvalidImplementation(
+            f"implementation {name!r}: {found.__name__}.semantics is {found.semantics!r}, and there is no truth to check"
+            f" that against; allowed are {', '.join(known)}"
+        )
     return found
