@@ -51,6 +51,7 @@ class ForkServer:
         self._interrupt = interrupt
         self._jobs = jobs
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
         self._tail = bytearray()
 
     def __enter__(self) -> ForkServer:
@@ -67,6 +68,18 @@ class ForkServer:
         Raises:
             ServerLostError: with the last words of the process.
         """
+        self.launch()
+        if self._ready:
+            return
+        try:
+            self._await_ready()
+        except ServerLostError as error:
+            self.close()
+            raise ServerLostError(f"{error}; is torch installed and working?{self._last_words()}") from None
+        self._ready = True
+
+    def launch(self) -> None:
+        """Start the process if it is not running, without waiting: several may load at the same time."""
         if self._process is not None:
             return
         ours, theirs = socket.socketpair()
@@ -85,11 +98,7 @@ class ForkServer:
         os.set_blocking(self._output, False)
         self._lifeline = Channel(ours)
         self._tail.clear()
-        try:
-            self._await_ready()
-        except ServerLostError as error:
-            self.close()
-            raise ServerLostError(f"{error}; is torch installed and working?{self._last_words()}") from None
+        self._ready = False
 
     def _await_ready(self) -> None:
         deadline_s = time.monotonic() + START_TIMEOUT_S

@@ -21,6 +21,7 @@ from bench import environment
 from bench.config import Sweep
 from bench.errors import RequestError, RunInterruptedError
 from bench.runner.energy import EnergyPass
+from bench.runner.fleet import Fleet
 from bench.runner.interrupt import Interrupt, Interrupted
 from bench.runner.lock import only_run
 from bench.runner.progress import Progress
@@ -122,11 +123,13 @@ def _measure(session: Session, *, resumed: bool) -> None:
         if resumed:
             _warn_of_change(session)
         energy = EnergyPass(session)
-        with session.new_server() as server:
-            qualify_cases(session, server)
-            energy.probe(server)
-        timing = Timing(session, energy.reserve_s)
-        timing.run()
+        with Fleet(session.new_server, environment.usable_cores()) as fleet:
+            if session.open_cases() or energy.num_open():
+                with fleet.take(1 + session.sweep.measure.processes) as server:
+                    qualify_cases(session, server)
+                    energy.probe(server)
+            timing = Timing(session, fleet, energy.reserve_s)
+            timing.run()
         energy.run()
         _note_end(session, timing, energy)
     except Interrupted as signal:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from bench.analysis.statistics import half_widths
 from bench.cases import Case, Workload
 from bench.runner import schedule
+from bench.runner.fleet import Fleet
 from bench.runner.protocol import Answer, CeilingJob, ControlJob, TimeJob
 from bench.runner.servers import ForkServer
 from bench.runner.session import MIN_ROUND_S, Session, short_workload
@@ -33,11 +34,13 @@ class Timing:
 
     Args:
         session: the run.
+        fleet: where the servers come from.
         reserve_s: seconds of the budget that must be left at the end.
     """
 
-    def __init__(self, session: Session, reserve_s: Callable[[], float]) -> None:
+    def __init__(self, session: Session, fleet: Fleet, reserve_s: Callable[[], float]) -> None:
         self._session = session
+        self._fleet = fleet
         self._reserve_s = reserve_s
         self._measure = session.sweep.measure
         self._workloads = session.workloads()
@@ -109,9 +112,8 @@ class Timing:
         if self._overheads.start_s > self._available_s():
             raise BudgetSpentError
         random.Random(f"{self._session.sweep.seed}/{replicate}").shuffle(todo)
-        with self._session.new_server() as server:
-            start_s = time.monotonic()
-            server.start()
+        start_s = time.monotonic()
+        with self._fleet.take(look - replicate) as server:
             self._overheads.saw_start(time.monotonic() - start_s)
             if replicate < schedule.NUM_CEILING_REPLICATES:
                 self._ceilings(server, replicate)

@@ -15,6 +15,7 @@ from fake_sweep import make_sweep
 
 from bench.config import Sweep
 from bench.errors import RequestError, ResultsError
+from bench.runner.fleet import Fleet
 from bench.runner.interrupt import Interrupt
 from bench.runner.progress import Silent
 from bench.runner.scratch import Scratch
@@ -190,7 +191,7 @@ def test_a_resumed_run_is_looked_at_where_it_was_declared(tmp_path: Path) -> Non
         r.model_copy(update={"arms": dict.fromkeys(r.arms, arm(0))}) for r in of_kind(read_run(folder), SamplesRecord)
     ]
     session.records = [r for r in session.records if not isinstance(r, SamplesRecord) or r.replicate >= 2] + quiet[:2]
-    timing = Timing(session, lambda: 0.0)
+    timing = Timing(session, Fleet(session.new_server, 1), lambda: 0.0)
     assert timing.still_wide() == [sweep.cases[0].workload.id]
     assert timing.still_wide(2) == []
 
