@@ -73,6 +73,7 @@ def check_result(
     tokens_n: torch.Tensor,
     like_TD: torch.Tensor,
     uncancelled: Mapping[str, float] | None = None,
+    tolerance: float | None = None,
 ) -> Checked:
     """Compare an output, and in ``train`` every gradient, with the truth.
 
@@ -85,6 +86,8 @@ def check_result(
         tokens_n: which tokens the truth was computed for.
         like_TD: the layer's input, whose shape and dtype the output must have; its dtype sets the tolerance.
         uncancelled: norms before cancellation by name of the weight, where they are known.
+        tolerance: the relative error that an inexact implementation states for itself; None for an exact one, whose
+            number format sets it.
     """
     fault = _form_fault("output", output_TD, like_TD.shape, like_TD.dtype)
     if fault:
@@ -98,7 +101,8 @@ def check_result(
         if fault:
             return Checked(fault, None, name)
         errors[name] = _error(found, truth)
-    return _judge(errors, tokens_n, allowed_error(like_TD.dtype, len(tokens_n)), uncancelled or {})
+    allowed = max(tolerance or 0.0, allowed_error(like_TD.dtype, len(tokens_n)))
+    return _judge(errors, tokens_n, allowed, uncancelled or {})
 
 
 def allowed_error(dtype: torch.dtype, num_tokens: int) -> float:

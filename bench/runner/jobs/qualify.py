@@ -16,6 +16,7 @@ from bench.check import Checked, check_result, routing_fault
 from bench.cost import Cost, cost_of_call
 from bench.measure.device import Call, Device, open_device
 from bench.measure.memory import measure_peak
+from bench.runner.jobs.behaviour import behaviour
 from bench.runner.jobs.building import build_case, prepared_bytes
 from bench.runner.jobs.failures import WrongResultError, declared, failed
 from bench.runner.jobs.room import require_memory
@@ -56,8 +57,7 @@ def _qualify(case: Case, folder: Path, announce: Callable[[Announce], None]) -> 
     truth = read_truth(folder, semantics)
     checked, first_call_s = _check(layer, shared, truth, routing, device)
     shared.require_unchanged()
-    if checked.fault and (layer.exact or checked.relative_error is None or checked.relative_error >= 1):
-        # an inexact implementation must still be nearer to the truth than zero is
+    if checked.fault:
         raise WrongResultError(checked.fault, checked.relative_error)
     assert checked.relative_error is not None
 
@@ -68,6 +68,8 @@ def _qualify(case: Case, folder: Path, announce: Callable[[Announce], None]) -> 
     announce(Announce(case_id=case.id, what="memory"))
     peak = measure_peak(call, device)
     facts = None if routing is None else _facts(routing, shared.note)
+    announce(Announce(case_id=case.id, what="conduct"))
+    conduct = behaviour(layer, shared, device, rough_latency_s=rough_latency_s, routing=facts)
     cost: Cost = cost_of_call(workload, semantics, None if facts is None else facts.tokens_per_expert)
     return Qualified(
         relative_error=checked.relative_error,
@@ -86,6 +88,7 @@ def _qualify(case: Case, folder: Path, announce: Callable[[Announce], None]) -> 
         reserved_peak_bytes=peak.reserved_peak_bytes,
         analytic_peak_bytes=cost.analytic_peak_bytes,
         path=layer.path,
+        conduct=conduct,
         gaps=peak.gaps,
     )
 
@@ -137,6 +140,7 @@ def _check(
             tokens_n=truth.tokens,
             like_TD=shared.x,
             uncancelled=truth.uncancelled,
+            tolerance=None if layer.exact else layer.tolerance,
         )
     return checked, first_call_s
 
