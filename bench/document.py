@@ -65,6 +65,8 @@ def _impl(name: str) -> str:
         if not class_name.isidentifier():
             raise fault(f"should name a class after the colon, as in {path}:MyLayer")
         return name
+    if name in registry.NO_ADAPTER:
+        raise fault(f"{name} cannot be run here: {registry.NO_ADAPTER[name]}")
     names = registry.names()
     raise fault(
         f"no such implementation; there are {', '.join(names)}, 'all', or path/to/file.py:ClassName"
@@ -185,6 +187,7 @@ class Measure(_Table):
         min_rounds: interleaved rounds in one process, at least.
         energy_window_s: length of the sustained loop under an energy meter (``energy_window``).
         planted_slowdown: relative slowdown of the control's slowed twin, which the run must find.
+        profile: whether every case is profiled, in a pass of its own after it was timed.
     """
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
@@ -196,6 +199,7 @@ class Measure(_Table):
     min_rounds: Size = 5
     energy_window_s: Seconds = Field(default=4.0, alias="energy_window")
     planted_slowdown: Annotated[float, Field(strict=True, ge=0.001, lt=1)] = 0.05
+    profile: Flag = False
 
 
 def _matching(*tables: type[_Table]) -> dict[str, Any]:

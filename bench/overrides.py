@@ -17,6 +17,7 @@ SHORTCUTS = {
     "threads": "workload.threads",
     "seed": "workload.seed",
     "budget": "measure.budget",
+    "profile": "measure.profile",
 }
 
 

@@ -28,6 +28,7 @@ from bench.store.schema import (
     ControlRecord,
     EnergyRecord,
     NoteRecord,
+    ProfileRecord,
     RunInfo,
     SamplesRecord,
     Status,
@@ -88,6 +89,7 @@ def analyse(info: RunInfo, records: Sequence[AnyRecord], faults: Sequence[str] =
         ),
         finished=finished,
         in_samples_fraction=in_samples_fraction(records) if finished else None,
+        profiles={r.case_id: r.profile for r in records if isinstance(r, ProfileRecord) and r.profile is not None},
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bench.store.profiles import Profile
     from bench.store.schema import RunInfo
 
 
@@ -160,6 +161,7 @@ class Analysis:
         warnings: sentences with evidence and a next step.
         finished: whether the run went through to its end.
         in_samples_fraction: share of the run's wall time that was spent inside samples; None while unfinished.
+        profiles: by case id, where time, memory and operations go; empty where none was asked for.
     """
 
     info: RunInfo
@@ -172,3 +174,4 @@ class Analysis:
     warnings: Sequence[str] = field(default_factory=tuple)
     finished: bool = True
     in_samples_fraction: float | None = None
+    profiles: Mapping[str, Profile] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from bench.cases import Case, Workload
+from bench.store.profiles import Profile
 from bench.store.schema import Arm, Disturbance, EnergyReading, Qualified, Status
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -103,8 +104,25 @@ class EnergyJob(_Message):
     window_s: float
 
 
+class ProfileJob(_Message):
+    """Say where the time, the memory and the operations of one case go.
+
+    Attributes:
+        case: what to profile.
+        folder: the workload's files.
+        traces: folder for the trace files, which are named after the case.
+        time_budget_s: the watched calls end when this is spent, after a few at least.
+    """
+
+    job: Literal["profile"] = "profile"
+    case: Case
+    folder: str
+    traces: str
+    time_budget_s: float
+
+
 Job = Annotated[
-    MaterialiseJob | TruthJob | QualifyJob | TimeJob | ControlJob | CeilingJob | EnergyJob,
+    MaterialiseJob | TruthJob | QualifyJob | TimeJob | ControlJob | CeilingJob | EnergyJob | ProfileJob,
     Field(discriminator="job"),
 ]
 job_adapter: TypeAdapter[Job] = TypeAdapter(Job)
@@ -138,6 +156,7 @@ class Answer(_Message):
         per_s, working_set_bytes: CeilingJob.
         energy: EnergyJob: the fields of an :class:`~bench.store.schema.EnergyRecord`, without its common ones.
         materialised_bytes: MaterialiseJob: size of the files.
+        profile: ProfileJob.
     """
 
     kind: Literal["answer"] = "answer"
@@ -154,6 +173,7 @@ class Answer(_Message):
     working_set_bytes: int | None = None
     energy: EnergyReading | None = None
     materialised_bytes: int | None = None
+    profile: Profile | None = None
 
 
 WorkerMessage = Annotated[Announce | Answer, Field(discriminator="kind")]

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from bench.cases import Case
+from bench.store.profiles import Profile
 
 SCHEMA_VERSION = 2
 """1: the first. 2: adds fields, which readers of 1 would refuse; everything written under 1 is read."""
@@ -355,6 +356,27 @@ class EnergyRecord(Record, EnergyReading):
     case_id: str
 
 
+class ProfileRecord(Record):
+    """Where the time, the memory and the operations of one case go, or the reason why that is not known.
+
+    Attributes:
+        case_id: the case.
+        profile: what was found; its traces are files under ``traces/`` beside the log.
+        reason: ``status: sentence`` where there is no profile.
+    """
+
+    kind: Literal["profile"] = "profile"
+    case_id: str
+    profile: Profile | None = None
+    reason: str = ""
+
+    @model_validator(mode="after")
+    def _null_has_reason(self) -> ProfileRecord:
+        if (self.profile is None) == (not self.reason):
+            raise ValueError("a profile is either there or has a reason")
+        return self
+
+
 class NoteRecord(Record):
     """Something about the whole run that a reader must know: an interruption, an exhausted budget, the end.
 
@@ -371,7 +393,7 @@ class NoteRecord(Record):
 
 
 AnyRecord = Annotated[
-    CaseRecord | SamplesRecord | ControlRecord | CeilingRecord | EnergyRecord | NoteRecord,
+    CaseRecord | SamplesRecord | ControlRecord | CeilingRecord | EnergyRecord | ProfileRecord | NoteRecord,
     Field(discriminator="kind"),
 ]
 record_adapter: TypeAdapter[AnyRecord] = TypeAdapter(AnyRecord)

@@ -12,6 +12,7 @@ from bench.runner.jobs.control import time_control
 from bench.runner.jobs.energy import measure_energy_job
 from bench.runner.jobs.failures import failed
 from bench.runner.jobs.materialise import materialise
+from bench.runner.jobs.profile import profile_case
 from bench.runner.jobs.qualify import qualify
 from bench.runner.jobs.rounds import time_cases
 from bench.runner.jobs.truth import compute_truth
@@ -23,6 +24,7 @@ from bench.runner.protocol import (
     EnergyJob,
     Job,
     MaterialiseJob,
+    ProfileJob,
     QualifyJob,
     TimeJob,
     TruthJob,
@@ -57,5 +59,7 @@ def perform(job: Job, announce: Callable[[Announce], None]) -> Answer:
                 return measure_ceiling_job(job, announce)
             case EnergyJob():
                 return measure_energy_job(job, announce)
+            case ProfileJob():
+                return profile_case(job, announce)
     except Exception as error:  # noqa: BLE001 - implementations are foreign code: what they raise is the row's reason
         return failed(error)

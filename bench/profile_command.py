@@ -1,0 +1,113 @@
+"""What ``moebench profile`` does: a run with profiles, and what they say as tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from bench import units
+from bench.analysis.model import Analysis
+from bench.commands import exit_code
+from bench.config import load_sweep
+from bench.runner.profiling import TRACES
+from bench.store.profiles import OperatorTime, Profile, StageTime
+from bench.table import Table, workload_names
+
+
+def profile_command(
+    source: str, overrides: Mapping[str, object], *, results: Path, num_operators: int, quiet: bool
+) -> int:
+    """Run ``source`` with profiles and print them; gives the exit code."""
+    from bench.analysis import load
+    from bench.console import data, make_progress, print_table
+    from bench.runner.sweep import run_sweep
+
+    sweep = load_sweep(source, overrides)
+    progress = make_progress(quiet)
+    try:
+        outcome = run_sweep(sweep, results=results, command=["moebench", *sys.argv[1:]], progress=progress)
+    finally:
+        progress.stop()
+    analysis = load(outcome.folder)
+    for title, profile in _titled(analysis):
+        print_table(data(), stage_table(profile), title=title)
+        if num_operators:
+            print_table(data(), operator_table(profile, num_operators), title="")
+        data().print(memory_words(profile), markup=False, highlight=False)
+        for kind, name in profile.traces.items():
+            data().print(f"{kind}: {TRACES}/{name}", markup=False, highlight=False)
+        data().print()
+    print(outcome.folder)
+    return exit_code(outcome.statuses, outcome.num_not_run)
+
+
+def _titled(analysis: Analysis) -> list[tuple[str, Profile]]:
+    names = workload_names(analysis.frame)
+    rows = analysis.frame[["case_id", "workload_id", "impl"]].itertuples(index=False)
+    return [
+        (" · ".join(filter(None, [str(impl), names[str(workload_id)]])), analysis.profiles[str(case_id)])
+        for case_id, workload_id, impl in rows
+        if case_id in analysis.profiles
+    ]
+
+
+def stage_table(profile: Profile) -> Table:
+    """One row a stage, in the order of a call: they add up to the whole."""
+    rows = [_stage_row(stage, profile) for stage in profile.stages]
+    slowdown = profile.whole_s / profile.plain_s - 1
+    held = (
+        f"{units.latency(profile.plain_s)} a call; the profiler made it {units.latency(profile.whole_s)} "
+        f"({slowdown:+.0%}), mean of {profile.calls} calls"
+    )
+    return Table(held, ["stage", "phase", "time", "share", "no operator", "launches", "FLOPs", "moved"], rows)
+
+
+def _stage_row(stage: StageTime, profile: Profile) -> list[str]:
+    return [
+        stage.stage,
+        stage.phase,
+        units.latency(stage.host_s),
+        f"{stage.host_s / profile.whole_s:.1%}",
+        units.latency(stage.idle_s),
+        str(stage.launches),
+        units.three_digits(stage.flops) if stage.flops else "",
+        units.bytes_(stage.moved_bytes) if stage.moved_bytes else "",
+    ]
+
+
+def operator_table(profile: Profile, count: int) -> Table:
+    """The ``count`` longest operators, and what the rest take together."""
+    shown = profile.operators[:count]
+    rows = [_operator_row(operator, profile) for operator in shown]
+    rest = profile.operators[count:]
+    number, seconds = profile.left_out[0] + len(rest), profile.left_out[1] + sum(row.host_s for row in rest)
+    held = f"{number} more rows take {units.latency(seconds)}" if number else ""
+    return Table(held, ["operator", "shapes", "stage", "phase", "calls", "time", "share", "rate", "bandwidth"], rows)
+
+
+def _operator_row(operator: OperatorTime, profile: Profile) -> list[str]:
+    seconds = operator.host_s if operator.device_s is None else operator.device_s
+    known = bool(seconds)
+    return [
+        operator.name,
+        operator.shapes,
+        operator.stage,
+        operator.phase,
+        str(operator.calls),
+        units.latency(seconds),
+        f"{seconds / profile.whole_s:.1%}",
+        units.rate(operator.flops / seconds, "FLOP/s") if known and operator.flops else "",
+        f"{units.bytes_(operator.moved_bytes / seconds)}/s" if known and operator.moved_bytes else "",
+    ]
+
+
+def memory_words(profile: Profile) -> str:
+    """The peak in words: how much, what made it, what it consists of."""
+    timeline = profile.timeline
+    if timeline is None:
+        return f"memory: {profile.gaps.get('timeline', 'not known')}"
+    at_peak = {name: values[timeline.peak_index] for name, values in timeline.bytes_alive.items() if values}
+    parts = sorted(at_peak.items(), key=lambda part: -part[1])
+    words = ", ".join(f"{units.bytes_(num_bytes)} {name}" for name, num_bytes in parts if num_bytes)
+    return f"memory peak: {units.bytes_(timeline.peak_bytes)} at {timeline.peak_made_by}: {words}"

@@ -1,0 +1,142 @@
+"""Writes down every operator of a call: what it costs, what it allocates, and when that is given back.
+
+An observer that stands between Python and torch's kernels. It is slow, so nothing is timed under it; it is exact, so
+what it counts does not depend on the machine. Memory that a kernel takes and gives back inside itself is not seen.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.profiler import record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bench.profiling.costs import moved_bytes, product_flops
+
+OPERATOR = "moebench-operator:"
+
+
+@dataclass(slots=True)
+class Allocation:
+    """A tensor's memory, from the operator that made it to the one during which it was given back.
+
+    Attributes:
+        num_bytes: its size.
+        pointer: its address, and a key while it lives.
+        born: number of the operator that made it.
+        died: number of operators that had run when it was given back; None where it outlived the call.
+        shape, dtype: of the tensor that it was made for.
+    """
+
+    num_bytes: int
+    pointer: int
+    born: int
+    shape: tuple[int, ...]
+    dtype: str
+    died: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One operator.
+
+    Attributes:
+        name: as in ``aten::mm``.
+        shapes: of its tensors, in order; those in lists are left out, as the profiler does.
+        flops: of a matrix product; None for others, whose operations do not matter beside their bytes.
+        moved_bytes: tensors in and out, 0 for a view.
+    """
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    flops: int | None
+    moved_bytes: int
+
+
+@dataclass
+class Ledger(TorchDispatchMode):
+    """Open around a call, under torch's profiler, which then knows the place of entry ``i`` as ``OPERATOR + str(i)``.
+
+    Attributes:
+        entries: operators in order.
+        allocations: what they made, in order.
+        forward_end: number of operators in the forward part.
+        outputs: addresses of the layer's output.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    allocations: list[Allocation] = field(default_factory=list)
+    forward_end: int = 0
+    outputs: frozenset[int] = frozenset()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would import its compiler to keep it away from here: a second in every fresh process.
+        return False
+
+    def __post_init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._alive: dict[int, Allocation] = {}
+        self._closed = False
+
+    def end_forward(self, output: Tensor) -> None:
+        """Note that the forward part is over, and what it gave."""
+        self.forward_end = len(self.entries)
+        self.outputs = frozenset({output.untyped_storage().data_ptr()})
+
+    def close(self) -> None:
+        """Note that the call is over: what is given back from now on outlived it."""
+        self._closed = True
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        number = len(self.entries)
+        name = func._schema.name  # noqa: SLF001 - the only place where torch keeps an operator's name
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        with record_function(f"{OPERATOR}{number}"):
+            result = func(*args, **(kwargs or {}))
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.entries.append(
+            Entry(
+                name=name,
+                shapes=_shapes((*args, *(kwargs or {}).values())),
+                flops=product_flops(name, inputs),
+                moved_bytes=moved_bytes(name, inputs, outputs),
+            )
+        )
+        known = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+        for tensor in outputs:
+            self._note(tensor, number, known)
+        return result
+
+    def _note(self, tensor: Tensor, number: int, known: set[int]) -> None:
+        storage = tensor.untyped_storage()
+        pointer = storage.data_ptr()
+        if not pointer or pointer in known or pointer in self._alive or not storage.nbytes():
+            return
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        allocation = Allocation(storage.nbytes(), pointer, number, tuple(tensor.shape), dtype)
+        self.allocations.append(allocation)
+        self._alive[pointer] = allocation
+        weakref.finalize(storage, self._freed, allocation).atexit = False
+
+    def _freed(self, allocation: Allocation) -> None:
+        if self._closed:
+            return
+        allocation.died = len(self.entries)
+        if self._alive.get(allocation.pointer) is allocation:
+            del self._alive[allocation.pointer]
+
+
+def _shapes(arguments: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(argument.shape) for argument in arguments if isinstance(argument, Tensor))

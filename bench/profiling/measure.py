@@ -1,0 +1,200 @@
+"""Profiles one case: time by stage and operator, operations and bytes by operator, and memory over time.
+
+Three passes, so that no observer sees another: plain calls by the clock, calls under torch's profiler for time, and one
+call under the ledger for everything that is counted. Times are never taken from the last.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch.autograd.profiler import profile
+from torch.autograd.profiler_util import FunctionEvent
+
+from bench.profiling.ledger import OPERATOR, Entry, Ledger
+from bench.profiling.spans import OTHER, Place, Span, calls_of
+from bench.profiling.stages import MICROSECOND, Breakdown, Shapes, Sums, break_down, middle_half
+from bench.profiling.step import Step
+from bench.profiling.timeline import make_timeline
+from bench.store.profiles import OperatorTime, Profile, StageTime, Timeline
+from impls.stages import STAGES, recording
+
+MIN_CALLS = 4
+MAX_CALLS = 24
+MAX_OPERATORS = 60
+STAGE_ORDER = (*STAGES, "gradients", OTHER)
+_UNKNOWN = Place("forward", OTHER)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the ledger's pass knows.
+
+    Attributes:
+        ledger: entries and allocations.
+        places: of every entry.
+        durations_s: of every entry, under the ledger.
+    """
+
+    ledger: Ledger
+    places: Sequence[Place]
+    durations_s: Sequence[float]
+
+    def names(self) -> dict[str, frozenset[str]]:
+        """By phase, the operators that Python's side of torch sees as one piece."""
+        found: dict[str, set[str]] = {"forward": set(), "backward": set()}
+        for entry, place in zip(self.ledger.entries, self.places, strict=True):
+            found[place.phase].add(entry.name)
+        return {phase: frozenset(names) for phase, names in found.items()}
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """The profile, and what a trace is written from.
+
+    Attributes:
+        profile: for the record.
+        call: the spans of one usual call: that of median duration.
+        counted: the ledger's pass.
+    """
+
+    profile: Profile
+    call: Sequence[Span]
+    counted: Counted
+
+
+def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: float) -> Profiled:
+    """Profile calls of ``step``.
+
+    Args:
+        step: what to call.
+        existing_bytes: memory that is there before a call: ``weights`` and ``input``.
+        time_budget_s: plain and profiled calls stop when half of this each is spent, after at least four.
+    """
+    step()
+    plain_s = _plain(step, time_budget_s / 2)
+    num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / plain_s)))
+    on_device = step.device.torch_device.type == "cuda"
+    counted = count(step)
+    with recording(), profile(use_device="cuda" if on_device else None, record_shapes=True) as profiled:
+        for _ in range(num_calls):
+            step()
+    calls = middle_half(calls_of(profiled))
+    sums = break_down(calls, counted.names(), on_device=on_device)
+    stages_s = {place: one.host_s / sums.num_calls for place, one in sums.stages.items()}
+    timeline = make_timeline(counted.ledger, counted.places, counted.durations_s, stages_s, existing_bytes)
+    return Profiled(_profile(sums, counted, plain_s, timeline, on_device=on_device), calls[len(calls) // 2], counted)
+
+
+def _plain(step: Step, time_budget_s: float) -> float:
+    """Median time of a call that nobody watches."""
+    times_s: list[float] = []
+    while len(times_s) < MIN_CALLS or (sum(times_s) < time_budget_s and len(times_s) < MAX_CALLS):
+        begin_s = time.perf_counter()
+        step()
+        times_s.append(time.perf_counter() - begin_s)
+    return statistics.median(times_s)
+
+
+def count(step: Step) -> Counted:
+    """One call under the ledger."""
+    ledger = Ledger()
+    with recording(), profile() as profiled, ledger:
+        step(ledger.end_forward, ledger.close)
+    (call,) = calls_of(profiled)
+    found = {
+        watched.name: (span.place, watched.cpu_time_total * MICROSECOND)
+        for span in call
+        if not span.is_range
+        for watched in _watched(span.event)
+    }
+    known = [found.get(f"{OPERATOR}{number}", (_UNKNOWN, 0.0)) for number in range(len(ledger.entries))]
+    return Counted(ledger, [place for place, _ in known], [duration_s for _, duration_s in known])
+
+
+def _watched(event: FunctionEvent) -> Iterator[FunctionEvent]:
+    if event.name.startswith(OPERATOR):
+        yield event
+        return
+    for child in event.cpu_children:
+        yield from _watched(child)
+
+
+def _profile(sums: Breakdown, counted: Counted, plain_s: float, timeline: Timeline, *, on_device: bool) -> Profile:
+    calls = sums.num_calls
+    stages, experts = _work(counted)
+    rows = _operators(sums, counted, on_device=on_device)
+    left = rows[MAX_OPERATORS:]
+    return Profile(
+        calls=calls,
+        plain_s=plain_s,
+        whole_s=sums.whole_s / calls,
+        stages=[_stage(place, sums.stages[place], calls, stages[place], on_device) for place in _ordered(sums.stages)],
+        experts=[_stage(p, sums.experts[p], calls, experts[p], on_device) for p in _ordered(sums.experts)],
+        operators=rows[:MAX_OPERATORS],
+        left_out=(len(left), sum(_seconds(row) for row in left)),
+        timeline=timeline,
+    )
+
+
+def _ordered(places: Mapping[Place, Sums]) -> list[Place]:
+    order = {name: number for number, name in enumerate(STAGE_ORDER)}
+    return sorted(places, key=lambda p: (p.phase != "forward", order.get(p.stage, len(order)), p.stage, p.expert or 0))
+
+
+def _work(counted: Counted) -> tuple[defaultdict[Place, tuple[int, int]], defaultdict[Place, tuple[int, int]]]:
+    """Operations and bytes by place, without and with the expert."""
+    stages: defaultdict[Place, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    experts: defaultdict[Place, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for entry, place in zip(counted.ledger.entries, counted.places, strict=True):
+        for into, key in ((stages, Place(place.phase, place.stage)), (experts, place)):
+            flops, moved = into[key]
+            into[key] = flops + (entry.flops or 0), moved + entry.moved_bytes
+    return stages, experts
+
+
+def _stage(place: Place, sums: Sums, calls: int, work: tuple[int, int], on_device: bool) -> StageTime:
+    return StageTime(
+        phase=place.phase,
+        stage=place.stage,
+        expert=place.expert,
+        host_s=sums.host_s / calls,
+        idle_s=sums.idle_s / calls,
+        device_s=sums.device_s / calls if on_device else None,
+        launches=round(sums.launches / calls),
+        flops=work[0],
+        moved_bytes=work[1],
+    )
+
+
+def _operators(sums: Breakdown, counted: Counted, *, on_device: bool) -> list[OperatorTime]:
+    costs: defaultdict[tuple[Place, str, Shapes], list[Entry]] = defaultdict(list)
+    for entry, place in zip(counted.ledger.entries, counted.places, strict=True):
+        shapes = tuple(shape for shape in entry.shapes if shape)
+        costs[Place(place.phase, place.stage), entry.name, shapes].append(entry)
+    rows = []
+    for (place, name, shapes), found in sums.operators.items():
+        entries = costs[place, name, shapes]
+        products = [entry.flops for entry in entries if entry.flops is not None]
+        rows.append(
+            OperatorTime(
+                phase=place.phase,
+                stage=place.stage,
+                name=name,
+                shapes=", ".join("x".join(map(str, shape)) for shape in shapes),
+                calls=round(found.calls / sums.num_calls),
+                host_s=found.host_s / sums.num_calls,
+                device_s=found.device_s / sums.num_calls if on_device else None,
+                flops=sum(products) if products else None,
+                moved_bytes=sum(entry.moved_bytes for entry in entries) if entries else None,
+            )
+        )
+    return sorted(rows, key=_seconds, reverse=True)
+
+
+def _seconds(row: OperatorTime) -> float:
+    return row.host_s if row.device_s is None else row.device_s

@@ -1,0 +1,118 @@
+"""Reads a profile: which stage every operator of a call belongs to, forward and backward.
+
+Forward, a stage is the range that an operator runs in (:mod:`impls.stages`). Backward, nothing runs in a range, but
+every node of the graph bears the sequence number of the operator that made it: its work belongs to that operator's
+stage. What accumulates gradients into their parameters is a stage of its own, ``gradients``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch.autograd.profiler import profile
+from torch.autograd.profiler_util import FunctionEvent
+
+from bench.profiling.step import BACKWARD, CALL, FORWARD
+from impls.stages import PREFIX
+
+Phase = Literal["forward", "backward"]
+NODE = "autograd::engine::evaluate_function: "
+ACCUMULATE = "torch::autograd::AccumulateGrad"
+OTHER = "other"
+GRADIENTS = "gradients"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a call something ran.
+
+    Attributes:
+        phase: ``forward`` or ``backward``.
+        stage: one of :data:`impls.stages.STAGES`, ``gradients``, or ``other`` for what no stage claims.
+        expert: number of the expert where the implementation works expert by expert.
+    """
+
+    phase: Phase
+    stage: str
+    expert: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One event of the profile that is directly inside a range or a node of the graph.
+
+    Attributes:
+        event: the profiler's event: an operator, or a range whose children have spans of their own.
+        place: where it ran.
+        is_range: whether it is a range or a node, not an operator.
+    """
+
+    event: FunctionEvent
+    place: Place
+    is_range: bool
+
+
+def calls_of(profiled: profile) -> list[list[Span]]:
+    """The spans of every marked call, in order; a range comes before what is inside it.
+
+    The first span of each list is the call itself.
+    """
+    events = profiled.function_events
+    assert events is not None, "the profiler has ended"
+    calls = [event for event in events if event.name == CALL]
+    nodes = [event for event in events if event.name.startswith(NODE)]
+    return [list(_spans(call, nodes)) for call in calls]
+
+
+def _spans(call: FunctionEvent, nodes: list[FunctionEvent]) -> Iterator[Span]:
+    makers: dict[int, tuple[float, Place]] = {}
+    yield Span(call, Place("forward", OTHER), is_range=True)
+    for child in call.cpu_children:
+        if child.name == FORWARD:
+            yield from _forward(child, Place("forward", OTHER), makers)
+        elif child.name == BACKWARD:
+            yield Span(child, Place("backward", OTHER), is_range=True)
+    # Nodes run on a thread of their own where the device is not the CPU: they are found by time, not by parent.
+    for node in nodes:
+        if call.time_range.start <= node.time_range.start < call.time_range.end:
+            yield from _node(node, makers)
+
+
+def _forward(event: FunctionEvent, place: Place, makers: dict[int, tuple[float, Place]]) -> Iterator[Span]:
+    """A range and everything in it; notes who made which node of the graph."""
+    yield Span(event, place, is_range=True)
+    for child in event.cpu_children:
+        if child.name.startswith(PREFIX):
+            name, _, expert = child.name.removeprefix(PREFIX).partition("#")
+            inside = Place("forward", name, int(expert) if expert else place.expert)
+            yield from _forward(child, inside, makers)
+        else:
+            _note_makers(child, place, makers)
+            yield Span(child, place, is_range=False)
+
+
+def _note_makers(event: FunctionEvent, place: Place, makers: dict[int, tuple[float, Place]]) -> None:
+    """Remember which place made which node.
+
+    An operator reads the number that the next node will get, whether or not it makes one: of all that read a number,
+    the last made the node.
+    """
+    number, start = event.sequence_nr, event.time_range.start
+    if number >= 0 and (number not in makers or makers[number][0] <= start):
+        makers[number] = (start, place)
+    for child in event.cpu_children:
+        _note_makers(child, place, makers)
+
+
+def _node(node: FunctionEvent, makers: dict[int, tuple[float, Place]]) -> Iterator[Span]:
+    if node.name == NODE + ACCUMULATE:
+        place = Place("backward", GRADIENTS)
+    else:
+        _, maker = makers.get(node.sequence_nr, (0.0, Place("forward", OTHER)))
+        place = Place("backward", maker.stage, maker.expert)
+    yield Span(node, place, is_range=True)
+    for child in node.cpu_children:
+        for inner in child.cpu_children if child.name == node.name.removeprefix(NODE) else [child]:
+            yield Span(inner, place, is_range=False)

@@ -1,0 +1,156 @@
+"""Adds up a profile by stage and by operator, over the calls that count."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from torch.autograd.profiler_util import FunctionEvent
+
+from bench.profiling.spans import NODE, OTHER, Place, Span
+from bench.profiling.step import BACKWARD, CALL, FORWARD
+
+MICROSECOND = 1e-6
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(slots=True)
+class Sums:
+    """Time of a stage, summed over calls; all in seconds."""
+
+    host_s: float = 0.0
+    idle_s: float = 0.0
+    device_s: float = 0.0
+    launches: int = 0
+
+    def add(self, event: FunctionEvent, *, is_range: bool, on_device: bool) -> None:
+        """A range gives its duration and what is idle in it; an operator what it launches."""
+        if is_range:
+            self.host_s += event.cpu_time_total * MICROSECOND
+            self.idle_s += _idle_us(event) * MICROSECOND
+            return
+        self.device_s += event.device_time_total * MICROSECOND
+        self.launches += _num_kernels(event) if on_device else 1
+
+
+@dataclass(slots=True)
+class OperatorSums:
+    """Calls and time of one operator, summed over calls."""
+
+    calls: int = 0
+    host_s: float = 0.0
+    device_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Sums over the calls that count.
+
+    Attributes:
+        num_calls: how many these are.
+        whole_s: their time together.
+        stages: by place without an expert; ``other`` is what no stage claims, so that they add up to ``whole_s``.
+        experts: by place with an expert.
+        operators: by place without an expert, name and shapes.
+    """
+
+    num_calls: int
+    whole_s: float
+    stages: Mapping[Place, Sums]
+    experts: Mapping[Place, Sums]
+    operators: Mapping[tuple[Place, str, Shapes], OperatorSums] = field(default_factory=dict)
+
+
+def middle_half(calls: Sequence[list[Span]]) -> list[list[Span]]:
+    """The calls whose duration is neither among the shortest nor the longest quarter: the usual ones."""
+    ordered = sorted(calls, key=lambda spans: spans[0].event.cpu_time_total)
+    quarter = len(ordered) // 4
+    return ordered[quarter : len(ordered) - quarter]
+
+
+def break_down(calls: Sequence[list[Span]], names: Mapping[str, frozenset[str]], *, on_device: bool) -> Breakdown:
+    """Add up the spans of ``calls``.
+
+    Args:
+        calls: what :func:`bench.profiling.spans.calls_of` gave.
+        names: by phase, the operators that are looked at as one piece: those below Python.
+        on_device: whether kernels run on a device of their own.
+    """
+    stages: defaultdict[Place, Sums] = defaultdict(Sums)
+    experts: defaultdict[Place, Sums] = defaultdict(Sums)
+    operators: defaultdict[tuple[Place, str, Shapes], OperatorSums] = defaultdict(OperatorSums)
+    whole_s = 0.0
+    for spans in calls:
+        whole_s += spans[0].event.cpu_time_total * MICROSECOND
+        for span in spans:
+            whole = Place(span.place.phase, span.place.stage)
+            if span.event.name in (CALL, FORWARD, BACKWARD):
+                continue
+            if not (span.is_range and span.place.expert is not None and span.place.phase == "forward"):
+                stages[whole].add(span.event, is_range=span.is_range, on_device=on_device)
+            elif span.is_range:
+                # its duration is inside the range of all experts; only what is idle in it is not counted there
+                stages[whole].idle_s += _idle_us(span.event) * MICROSECOND
+            if span.place.expert is not None:
+                experts[span.place].add(span.event, is_range=span.is_range, on_device=on_device)
+            if not span.is_range:
+                for event in _pieces(span.event, names[span.place.phase]):
+                    sums = operators[whole, event.name, shapes_of(event)]
+                    sums.calls += 1
+                    sums.host_s += event.cpu_time_total * MICROSECOND
+                    sums.device_s += event.device_time_total * MICROSECOND
+        _add_other(spans, stages)
+    return Breakdown(len(calls), whole_s, stages, experts, operators)
+
+
+def _add_other(spans: Sequence[Span], stages: dict[Place, Sums]) -> None:
+    """What is in a phase and in no stage of it; idle there is what is left beside the operators."""
+    left_us = {"forward": spans[0].event.cpu_time_total, "backward": 0.0}
+    busy_us = 0.0
+    for span in spans:
+        duration_us = span.event.cpu_time_total
+        if span.event.name == BACKWARD:
+            left_us["backward"] += duration_us
+            left_us["forward"] -= duration_us
+        elif span.is_range and span.event.name not in (CALL, FORWARD):
+            nested = span.place.phase == "forward" and span.place.expert is not None
+            left_us[span.place.phase] -= 0.0 if nested else duration_us
+        elif not span.is_range and span.place == UNCLAIMED:
+            busy_us += duration_us
+    forward, backward = stages[UNCLAIMED], left_us["backward"] * MICROSECOND
+    forward.host_s += left_us["forward"] * MICROSECOND
+    forward.idle_s += max(0.0, left_us["forward"] - busy_us) * MICROSECOND
+    if backward:
+        other = stages[Place("backward", OTHER)]
+        other.host_s += backward
+        other.idle_s += backward
+
+
+UNCLAIMED = Place("forward", OTHER)
+
+
+def _idle_us(event: FunctionEvent) -> float:
+    """Time of a range or node in which no operator ran."""
+    own = [child.self_cpu_time_total for child in event.cpu_children if child.name == event.name.removeprefix(NODE)]
+    return float(event.self_cpu_time_total + sum(own))
+
+
+def _pieces(event: FunctionEvent, names: frozenset[str]) -> Iterator[FunctionEvent]:
+    """The operators that the event consists of, as Python's side of torch sees them."""
+    if event.name in names or not event.cpu_children:
+        yield event
+        return
+    for child in event.cpu_children:
+        yield from _pieces(child, names)
+
+
+def shapes_of(event: FunctionEvent) -> Shapes:
+    # torch's annotation says list[int]; what it gives is a list of shapes, empty for what is no tensor
+    shapes = cast("list[list[int]]", event.input_shapes or [])
+    return tuple(tuple(shape) for shape in shapes if shape)
+
+
+def _num_kernels(event: FunctionEvent) -> int:
+    return len(event.kernels) + sum(_num_kernels(child) for child in event.cpu_children)

@@ -1,0 +1,80 @@
+"""One call of a layer, cut into its forward and backward parts with marks that the profiler sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import record_function
+
+from bench.measure.device import Device
+from bench.runner.jobs.shared import Shared
+from impls.layer import MoELayer
+from impls.stages import PREFIX
+
+CALL = PREFIX + "call"
+FORWARD = PREFIX + "forward"
+BACKWARD = PREFIX + "backward"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is profiled: the same work as a timed call.
+
+    Attributes:
+        forward: gives the layer's output.
+        backward: propagates the fixed gradient from that output; None in ``forward``.
+        drop: forgets the gradients, so that the next call allocates its own.
+        device: where it runs.
+    """
+
+    forward: Callable[[], torch.Tensor]
+    backward: Callable[[torch.Tensor], None] | None
+    drop: Callable[[], None]
+    device: Device
+
+    def __call__(
+        self,
+        after_forward: Callable[[torch.Tensor], None] = lambda _: None,
+        before_drop: Callable[[], None] = lambda: None,
+    ) -> None:
+        """One marked call; returns once the device is done.
+
+        Args:
+            after_forward: told the output, before anything is propagated back.
+            before_drop: called while the output and the gradients are still there.
+        """
+        with record_function(CALL):
+            with record_function(FORWARD):
+                output = self.forward()
+            after_forward(output)
+            if self.backward is not None:
+                with record_function(BACKWARD):
+                    self.backward(output)
+            self.device.synchronize()
+        before_drop()
+        del output
+        self.drop()
+
+
+def make_step(layer: MoELayer, shared: Shared, device: Device) -> Step:
+    """The step of a built layer on a workload's shared tensors."""
+    x_TD, routing, gradient_TD = shared.x, shared.routing, shared.output_gradient
+    if shared.workload.direction == "forward":
+
+        def infer() -> torch.Tensor:
+            with torch.inference_mode():
+                return layer(x_TD, routing=routing)  # type: ignore[no-any-return] # nn.Module.__call__ is untyped
+
+        return Step(infer, None, lambda: None, device)
+    leaves = [leaf for _, leaf in shared.leaves()]
+
+    def drop() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+
+    def backward(output: torch.Tensor) -> None:
+        torch.autograd.backward(output, gradient_TD)
+
+    return Step(lambda: layer(x_TD, routing=routing), backward, drop, device)

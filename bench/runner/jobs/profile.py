@@ -1,0 +1,41 @@
+"""Profiles a case: stages, operators, memory over time, and the traces of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.measure.device import open_device
+from bench.profiling.export import write_memory_snapshot, write_perfetto
+from bench.profiling.measure import profile_step
+from bench.profiling.step import make_step
+from bench.runner.jobs.building import build_case
+from bench.runner.jobs.failures import failed
+from bench.runner.jobs.shared import gradients_dropped, open_shared
+from bench.runner.protocol import Announce, Answer, ProfileJob
+
+PERFETTO = ".trace.json.gz"
+MEMORY = ".memory.pickle"
+
+
+def profile_case(job: ProfileJob, announce: Callable[[Announce], None]) -> Answer:
+    """The profile of ``job.case``; its traces are written under ``job.traces``."""
+    case, workload = job.case, job.case.workload
+    announce(Announce(case_id=case.id, what="build"))
+    device = open_device(workload.device, workload.threads)
+    shared = open_shared(workload, Path(job.folder), device.torch_device)
+    try:
+        layer = build_case(case, shared)
+        announce(Announce(case_id=case.id, what="profile"))
+        existing = {"weights": layer.weights.num_bytes, "input": shared.x.numel() * shared.x.element_size()}
+        with gradients_dropped(shared):
+            profiled = profile_step(make_step(layer, shared, device), existing, job.time_budget_s)
+    except Exception as error:  # noqa: BLE001 - foreign code: what it raises is this row's reason
+        return failed(error, case)
+    announce(Announce(what="write traces"))
+    traces = Path(job.traces)
+    traces.mkdir(parents=True, exist_ok=True)
+    names = {"perfetto": case.id + PERFETTO, "memory": case.id + MEMORY}
+    write_perfetto(traces / names["perfetto"], case.impl.rpartition("/")[2], profiled.call, profiled.profile.timeline)
+    write_memory_snapshot(traces / names["memory"], profiled.counted)
+    return Answer(profile=profiled.profile.model_copy(update={"traces": names}))

@@ -1,0 +1,46 @@
+"""The profiling pass: every timed case once more, watched, after all timing is done."""
+
+from __future__ import annotations
+
+from bench.cases import Case
+from bench.runner.protocol import ProfileJob
+from bench.runner.servers import ForkServer
+from bench.runner.session import Session, short_name
+from bench.store.schema import ProfileRecord, Status
+
+TRACES = "traces"
+"""Folder of the trace files, beside the log."""
+CASE_BUDGET_S = 2.0
+
+
+def profile_cases(session: Session) -> None:
+    """Give every qualified case that has none its profile, or the reason why there is none.
+
+    It is no part of the budget: who asks for profiles wants all of them, and each takes seconds.
+    """
+    done = {record.case_id for record in session.of_kind(ProfileRecord)}
+    cases = [case for found in session.qualified().values() for case in found if case.id not in done]
+    if not cases:
+        return
+    with session.new_server() as server:
+        for number, case in enumerate(cases):
+            session.update("profile", short_name(case), CASE_BUDGET_S * (len(cases) - number))
+            _profile(session, server, case)
+
+
+def _profile(session: Session, server: ForkServer, case: Case) -> None:
+    failed = session.make_files(server, case.workload, [])
+    if failed is not None:
+        session.record(ProfileRecord, case_id=case.id, reason=f"{failed.status}: {failed.reason}")
+        return
+    job = ProfileJob(
+        case=case,
+        folder=str(session.scratch.folder(case.workload)),
+        traces=str(session.folder.absolute() / TRACES),
+        time_budget_s=CASE_BUDGET_S,
+    )
+    answer = server.execute(job, session.sweep.measure.timeout_s + CASE_BUDGET_S)
+    if answer.status is Status.OK and answer.profile is not None:
+        session.record(ProfileRecord, case_id=case.id, profile=answer.profile)
+    else:
+        session.record(ProfileRecord, case_id=case.id, reason=f"{answer.status}: {answer.reason}")

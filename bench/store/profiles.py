@@ -1,0 +1,138 @@
+"""What a profile says of one call of one case: where its time, its operations and its memory went.
+
+A profile explains; it is not a measurement to compare by. The profiler slows what it watches, small operators most, so
+the record says by how much (``whole_s`` against ``plain_s``), and no time of it enters a table of latencies.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class StageTime(_Part):
+    """One stage of a call, the mean over the profiled calls that count.
+
+    Attributes:
+        phase: ``forward`` or ``backward``.
+        stage: ``route``, ``dispatch``, ``experts``, ``combine``, ``shared``, ``gradients`` (adding them to ``.grad``)
+            or ``other``: what no stage claims. Over both phases they add up to ``whole_s``.
+        expert: set in the parts of an implementation that works expert by expert.
+        host_s: time on the host from the stage's beginnings to its ends.
+        idle_s: the part of it in which no operator ran: Python, autograd, waiting for the next call.
+        device_s: time of its kernels; null on the CPU, where host and device are the same.
+        launches: operators, or on CUDA kernels.
+        flops: of its matrix products.
+        moved_bytes: of its operators.
+    """
+
+    phase: Literal["forward", "backward"]
+    stage: str
+    expert: int | None = None
+    host_s: float
+    idle_s: float
+    device_s: float | None = None
+    launches: Count
+    flops: Count
+    moved_bytes: Count
+
+
+class OperatorTime(_Part):
+    """All calls of one operator with one set of shapes in one stage, the mean over the profiled calls that count.
+
+    Attributes:
+        phase, stage: as in :class:`StageTime`.
+        name: as in ``aten::mm``.
+        shapes: of its tensors, as in ``256x64, 64x8``.
+        calls: how many in one call of the layer.
+        host_s, device_s: their time together.
+        flops: operations of all of them; null for what is no matrix product.
+        moved_bytes: bytes that all of them read and wrote; null where it is not known.
+    """
+
+    phase: Literal["forward", "backward"]
+    stage: str
+    name: str
+    shapes: str
+    calls: Count
+    host_s: float
+    device_s: float | None = None
+    flops: int | None = None
+    moved_bytes: int | None = None
+
+
+class Tensors(_Part):
+    """A tensor that was alive at the peak: its size, what it is for and which operator made it."""
+
+    category: str
+    shape: str
+    dtype: str
+    num_bytes: Count
+    made_by: str
+
+
+class Timeline(_Part):
+    """Bytes alive during one call, above what existed before it.
+
+    Attributes:
+        at_s: moments, from the beginning of the call; the order of operators is exact, their moments are those of the
+            profiled calls' stages.
+        stages: ``phase stage`` at each moment.
+        bytes_alive: by category, one number a moment.
+        existing_bytes: what is there all the time: ``weights`` and ``input``.
+        peak_bytes: the most; ``peak_index`` is its moment.
+        peak_made_by: the operator that made the peak.
+        largest: the largest tensors alive at the peak.
+    """
+
+    at_s: list[Seconds]
+    stages: list[str]
+    bytes_alive: dict[str, list[Count]]
+    existing_bytes: dict[str, Count]
+    peak_bytes: Count
+    peak_index: Count
+    peak_made_by: str
+    largest: list[Tensors]
+
+    @model_validator(mode="after")
+    def _rows_are_whole(self) -> Timeline:
+        lengths = {len(self.at_s), len(self.stages), *map(len, self.bytes_alive.values())}
+        if len(lengths) != 1:
+            raise ValueError(f"the rows of a timeline have different lengths: {sorted(lengths)}")
+        return self
+
+
+class Profile(_Part):
+    """One case's profile.
+
+    Attributes:
+        calls: profiled calls behind the means: the middle half by duration.
+        plain_s: median time of a call without the profiler, in the same process.
+        whole_s: mean time of a profiled call; over ``plain_s`` it is the profiler's own slowdown.
+        stages: the stages, without an expert's number; they add up to ``whole_s``.
+        experts: the same by expert, where the implementation works so.
+        operators: the longest first.
+        left_out: operators that are in no row, and their time together.
+        timeline: null where it was not made, with the reason in ``gaps``.
+        traces: file names beside the log by kind: ``perfetto``, ``memory``.
+        gaps: what is not known, and why.
+    """
+
+    calls: int
+    plain_s: Seconds
+    whole_s: Seconds
+    stages: list[StageTime]
+    experts: list[StageTime]
+    operators: list[OperatorTime]
+    left_out: tuple[int, float] = (0, 0.0)
+    timeline: Timeline | None = None
+    traces: dict[str, str] = Field(default_factory=dict)
+    gaps: dict[str, str] = Field(default_factory=dict)
