@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.autograd.profiler_util import DeviceType, FunctionEvent
+from torch.autograd.profiler_util import FunctionEvent
 
 from bench.profiling.measure import Counted
 from bench.profiling.spans import Span
@@ -56,7 +56,7 @@ def _complete(call: Sequence[Span], begin_us: float) -> Iterator[dict[str, Any]]
             if event.id in seen:
                 continue
             seen.add(event.id)
-            if event.device_type != DeviceType.CPU:
+            if event.device_type.name != "CPU":
                 continue
             place = span.place
             arguments: dict[str, Any] = {"stage": place.stage, "phase": place.phase}

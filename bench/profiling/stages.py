@@ -147,6 +147,7 @@ def _pieces(event: FunctionEvent, names: frozenset[str]) -> Iterator[FunctionEve
 
 
 def shapes_of(event: FunctionEvent) -> Shapes:
+    """Shapes of an operator's tensors, those in lists left out."""
     # torch's annotation says list[int]; what it gives is a list of shapes, empty for what is no tensor
     shapes = cast("list[list[int]]", event.input_shapes or [])
     return tuple(tuple(shape) for shape in shapes if shape)
