@@ -49,6 +49,8 @@ COLUMNS = (
     "num_processes", "num_samples", "inner_calls", "steady", "launch_bound", "path", "gaps",
     "energy_low_j_per_token", "energy_high_j_per_token", "latency_p50_s", "latency_p90_s", "latency_p99_s",
     *LATER_FIELDS,
+    "num_operators", "host_syncs", "distinct_results", "deterministic_ratio", "work_ratio", "workspace_bytes",
+    "allocator", "findings",
 )  # fmt: skip
 """The columns, in the order of ``moebench show --csv``.
 
@@ -58,7 +60,11 @@ there is none, the exact implementation with the lowest estimate. ``capacity_fac
 ``inner_calls`` is how many calls one sample held; ``launch_bound`` says that the host took longer to issue a call than
 the device to do it, and is empty where the two are the same thing. The energy's bounds come from the meter's
 resolution and sampling. ``latency_p50_s`` to ``latency_p99_s`` are percentiles over the single calls of all processes:
-what a caller meets, noise of the machine included. See :func:`percentiles` for when there is one.
+what a caller meets, noise of the machine included. See :func:`percentiles` for when there is one. ``num_operators``
+to ``findings`` are how the implementation behaves in one call (:class:`bench.store.schema.Conduct`): ``host_syncs`` on
+a CPU are those that it would have on a GPU; ``work_ratio`` is the operations of its matrix products over the useful
+ones, so padding and one-hot products make it larger than 1; ``workspace_bytes`` is its peak above what any
+implementation must allocate; ``findings`` are the rules of lint that found something.
 """
 PERCENTILES = {"latency_p50_s": 0.50, "latency_p90_s": 0.90, "latency_p99_s": 0.99}
 SAMPLES_BEYOND = 10
@@ -78,12 +84,14 @@ FROM_QUALIFIED = (
     "analytic_peak_bytes",
     "path",
 )
+FROM_CONDUCT = ("num_operators", "host_syncs", "distinct_results", "deterministic_ratio", "allocator")
 NUMBERS = (
     "latency_s", "latency_low_s", "latency_high_s", "tokens_per_s", "flops_per_s", "roofline_fraction",
     "peak_memory_bytes", "weight_bytes", "energy_j_per_token", "power_w", "dropped_fraction", "load_imbalance",
     "relative_error", "ratio", "ratio_low", "ratio_high", "prepare_s", "first_call_s", "os_peak_bytes",
     "reserved_peak_bytes", "analytic_peak_bytes", "prepared_bytes", "flops", "moved_bytes", "checked_tokens",
     "inner_calls", "energy_low_j_per_token", "energy_high_j_per_token", *PERCENTILES,
+    "num_operators", "host_syncs", "distinct_results", "deterministic_ratio", "work_ratio", "workspace_bytes",
 )  # fmt: skip
 """Measured columns: floating point throughout, NaN where there is nothing."""
 
@@ -195,7 +203,7 @@ def _described(record: CaseRecord) -> dict[str, Any]:
         "relative_error": record.relative_error,
         "num_processes": 0,
         "num_samples": 0,
-        **dict.fromkeys(("fastest_impl", "verdict", "worst_tensor", "path", "gaps"), ""),
+        **dict.fromkeys(("fastest_impl", "verdict", "worst_tensor", "path", "gaps", "allocator", "findings"), ""),
     }
 
 
@@ -209,7 +217,29 @@ def _qualified(qualified: Qualified, gaps: dict[str, str]) -> dict[str, Any]:
     else:
         row["dropped_fraction"] = qualified.routing.dropped_fraction
         row["load_imbalance"] = qualified.routing.load_imbalance
-    return row
+    return row | _conduct(qualified, gaps)
+
+
+def _conduct(qualified: Qualified, gaps: dict[str, str]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    if qualified.allocator_peak_bytes is None:
+        gaps["workspace_bytes"] = gaps["peak_memory_bytes"]
+    else:
+        row["workspace_bytes"] = qualified.allocator_peak_bytes - qualified.analytic_peak_bytes
+    conduct = qualified.conduct
+    if conduct is None:
+        gaps |= dict.fromkeys((*FROM_CONDUCT, "work_ratio"), "the moebench that made this record did not look at it")
+        return row
+    gaps |= conduct.gaps
+    if "computed_flops" in gaps:
+        gaps["work_ratio"] = gaps.pop("computed_flops")
+    elif not qualified.flops:
+        gaps["work_ratio"] = "there is no useful work to compare with"
+    else:
+        assert conduct.computed_flops is not None
+        row["work_ratio"] = conduct.computed_flops / qualified.flops
+    row |= {name: getattr(conduct, name) for name in FROM_CONDUCT}
+    return row | {"findings": ", ".join(finding.rule for finding in conduct.findings)}
 
 
 def _timed(

@@ -10,7 +10,7 @@ import pandas as pd
 from bench.analysis.comparisons import MIN_PROCESSES
 from bench.analysis.frame import Timing
 from bench.analysis.model import Comparison, Control, Verdict
-from bench.store.schema import AnyRecord, CaseRecord, NoteRecord, RunInfo, SamplesRecord
+from bench.store.schema import AnyRecord, CaseRecord, Finding, NoteRecord, RunInfo, SamplesRecord
 from bench.units import percent
 
 MAX_STEAL = 0.02
@@ -53,6 +53,7 @@ def collect_warnings(
     found += _processes(timings)
     found += _steadiness(frame, timings)
     found += _disturbances(samples)
+    found += _findings({record.case_id: record for record in records if isinstance(record, CaseRecord)}.values())
     found += _undecided(comparisons)
     return tuple(dict.fromkeys(found))
 
@@ -133,6 +134,20 @@ def _disturbances(samples: Sequence[SamplesRecord]) -> Iterator[str]:
         if share > limit:
             evidence = what.format(share=percent(share))
             yield f"{evidence} while samples were taken; close other programs, or use a quieter machine."
+
+
+def _findings(cases: Iterable[CaseRecord]) -> Iterator[str]:
+    """What lint found, once for every implementation and rule, with the evidence of the largest of its cases."""
+    found: dict[tuple[str, str], list[tuple[int, Finding]]] = {}
+    for record in cases:
+        if record.qualified is not None and record.qualified.conduct is not None:
+            for finding in record.qualified.conduct.findings:
+                found.setdefault((record.case.impl, finding.rule), []).append((record.qualified.flops, finding))
+    for (impl, rule), findings in found.items():
+        _, worst = max(findings, key=lambda one: one[0])
+        count = f"{len(findings)} cases, in the largest " if len(findings) > 1 else ""
+        advice = worst.fix[0].upper() + worst.fix[1:]
+        yield f"{impl} is slow for a known reason, {rule}: {count}{worst.evidence}. {advice}."
 
 
 def _undecided(comparisons: Sequence[Comparison]) -> Iterator[str]:
