@@ -18,6 +18,7 @@ from bench.analysis.model import Comparison, Winner
 from bench.analysis.roofline import Ceilings
 from bench.analysis.statistics import Floats, median_interval
 from bench.cases import LATER_FIELDS
+from bench.memory_model import PARTS
 from bench.store.schema import CaseRecord, EnergyRecord, Qualified
 
 LAYER_COLUMNS = (
@@ -35,6 +36,7 @@ LAYER_COLUMNS = (
     *LATER_FIELDS,
 )
 WORKLOAD_COLUMNS = ("num_tokens", "dtype", "device", "direction", "routing", "threads", "cache", "seed")
+PREDICTED_PARTS = tuple(f"predicted_{part}_bytes" for part in PARTS)
 COLUMNS = (
     "case_id", "impl", "num_experts", "top_k", "capacity_factor", "num_tokens", "d_model", "d_ff",
     "activation", "router", "routing", "dtype", "device", "direction", "status", "reason",
@@ -49,6 +51,8 @@ COLUMNS = (
     "num_processes", "num_samples", "inner_calls", "steady", "launch_bound", "path", "gaps",
     "energy_low_j_per_token", "energy_high_j_per_token", "latency_p50_s", "latency_p90_s", "latency_p99_s",
     *LATER_FIELDS,
+    "predicted_peak_bytes", *PREDICTED_PARTS, "os_beyond_allocator_bytes", "energy_above_idle_j_per_token",
+    "idle_power_w",
     "num_operators", "host_syncs", "distinct_results", "deterministic_ratio", "work_ratio", "workspace_bytes",
     "allocator", "findings",
 )  # fmt: skip
@@ -59,7 +63,10 @@ COLUMNS = (
 there is none, the exact implementation with the lowest estimate. ``capacity_factor`` is a number or the word ``none``.
 ``inner_calls`` is how many calls one sample held; ``launch_bound`` says that the host took longer to issue a call than
 the device to do it, and is empty where the two are the same thing. The energy's bounds come from the meter's
-resolution and sampling. ``latency_p50_s`` to ``latency_p99_s`` are percentiles over the single calls of all processes:
+resolution and sampling; ``energy_j_per_token`` has the idle power in it, ``energy_above_idle_j_per_token`` has not.
+``predicted_peak_bytes`` is the peak by the analytic model of the implementation, ``predicted_*_bytes`` its parts;
+``os_beyond_allocator_bytes`` is what the system saw above the allocator's peak: scratch of libraries, mostly.
+``latency_p50_s`` to ``latency_p99_s`` are percentiles over the single calls of all processes:
 what a caller meets, noise of the machine included. See :func:`percentiles` for when there is one. ``num_operators``
 to ``findings`` are how the implementation behaves in one call (:class:`bench.store.schema.Conduct`): ``host_syncs`` on
 a CPU are those that it would have on a GPU; ``work_ratio`` is the operations of its matrix products over the useful
@@ -91,6 +98,8 @@ NUMBERS = (
     "relative_error", "ratio", "ratio_low", "ratio_high", "prepare_s", "first_call_s", "os_peak_bytes",
     "reserved_peak_bytes", "analytic_peak_bytes", "prepared_bytes", "flops", "moved_bytes", "checked_tokens",
     "inner_calls", "energy_low_j_per_token", "energy_high_j_per_token", *PERCENTILES,
+    "predicted_peak_bytes", *PREDICTED_PARTS, "os_beyond_allocator_bytes", "energy_above_idle_j_per_token",
+    "idle_power_w",
     "num_operators", "host_syncs", "distinct_results", "deterministic_ratio", "work_ratio", "workspace_bytes",
 )  # fmt: skip
 """Measured columns: floating point throughout, NaN where there is nothing."""
@@ -210,6 +219,13 @@ def _described(record: CaseRecord) -> dict[str, Any]:
 def _qualified(qualified: Qualified, gaps: dict[str, str]) -> dict[str, Any]:
     row = {name: getattr(qualified, name) for name in FROM_QUALIFIED}
     row["peak_memory_bytes"] = qualified.allocator_peak_bytes
+    row["predicted_peak_bytes"] = qualified.predicted_peak_bytes
+    if qualified.predicted_peak_bytes is None:
+        gaps.setdefault("predicted_peak_bytes", "recorded before there were models of memory")
+    else:
+        row |= {f"predicted_{part}_bytes": qualified.predicted_parts_bytes.get(part, 0) for part in PARTS}
+    if qualified.os_peak_bytes is not None and qualified.allocator_peak_bytes is not None:
+        row["os_beyond_allocator_bytes"] = qualified.os_peak_bytes - qualified.allocator_peak_bytes
     if "allocator_peak_bytes" in gaps:
         gaps["peak_memory_bytes"] = gaps.pop("allocator_peak_bytes")
     if qualified.routing is None:
@@ -277,9 +293,9 @@ def _timed(
 def _energy(record: CaseRecord, energy: EnergyRecord | None, gaps: dict[str, str]) -> dict[str, Any]:
     if energy is None or energy.energy_j is None:
         reason = "not measured in this run" if energy is None else energy.reason
-        gaps |= dict.fromkeys(("energy_j_per_token", "power_w"), reason)
+        gaps |= dict.fromkeys(("energy_j_per_token", "power_w", "energy_above_idle_j_per_token"), reason)
         return {}
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {"idle_power_w": energy.idle_power_w}
     if energy.window_s:
         row["power_w"] = energy.energy_j / energy.window_s
     else:
@@ -287,6 +303,10 @@ def _energy(record: CaseRecord, energy: EnergyRecord | None, gaps: dict[str, str
     tokens = record.case.workload.num_tokens * (energy.calls or 0)
     if tokens:
         row["energy_j_per_token"] = energy.energy_j / tokens
+        if energy.idle_power_w is None or not energy.window_s:
+            gaps["energy_above_idle_j_per_token"] = "the meter gave no idle power"
+        else:
+            row["energy_above_idle_j_per_token"] = (energy.energy_j - energy.idle_power_w * energy.window_s) / tokens
         for column, bound_j in (("low", energy.energy_low_j), ("high", energy.energy_high_j)):
             if bound_j is None:
                 gaps[f"energy_{column}_j_per_token"] = "the meter gave no interval"

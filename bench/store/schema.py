@@ -138,6 +138,8 @@ class Qualified(BaseModel):
         os_peak_bytes: the operating system's (CPU) or the driver's (CUDA) peak above what existed before the call.
         reserved_peak_bytes: CUDA's caching allocator's peak; null elsewhere.
         analytic_peak_bytes: what any implementation must allocate: the output, and in ``train`` the gradients too.
+        predicted_peak_bytes: the allocator's peak by the analytic model of this implementation; null without a model.
+        predicted_parts_bytes: what that peak is made of, by part (see :mod:`bench.memory_model`).
         path: which kernel path ran, in the implementation's words; empty where there is one only.
         conduct: how it behaves in a call; null in records of the first schema.
     """
@@ -159,6 +161,8 @@ class Qualified(BaseModel):
     os_peak_bytes: int | None
     reserved_peak_bytes: int | None
     analytic_peak_bytes: int
+    predicted_peak_bytes: int | None = None
+    predicted_parts_bytes: dict[str, int] = Field(default_factory=dict)
     path: str = ""
     conduct: Conduct | None = None
     gaps: dict[str, str] = Field(default_factory=dict)

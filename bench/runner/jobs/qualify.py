@@ -16,6 +16,7 @@ from bench.check import Checked, check_result, routing_fault
 from bench.cost import Cost, cost_of_call
 from bench.measure.device import Call, Device, open_device
 from bench.measure.memory import measure_peak
+from bench.memory_walks import memory_of_call
 from bench.runner.jobs.behaviour import behaviour
 from bench.runner.jobs.building import build_case, prepared_bytes
 from bench.runner.jobs.failures import WrongResultError, declared, failed
@@ -70,7 +71,10 @@ def _qualify(case: Case, folder: Path, announce: Callable[[Announce], None]) -> 
     facts = None if routing is None else _facts(routing, shared.note)
     announce(Announce(case_id=case.id, what="conduct"))
     conduct = behaviour(layer, shared, device, rough_latency_s=rough_latency_s, routing=facts)
-    cost: Cost = cost_of_call(workload, semantics, None if facts is None else facts.tokens_per_expert)
+    loads = None if facts is None else facts.tokens_per_expert
+    cost: Cost = cost_of_call(workload, semantics, loads)
+    model = memory_of_call(case.impl, workload, loads)
+    no_model = {"predicted_peak_bytes": model} if isinstance(model, str) else {}
     return Qualified(
         relative_error=checked.relative_error,
         worst_tensor=checked.worst_tensor,
@@ -87,9 +91,11 @@ def _qualify(case: Case, folder: Path, announce: Callable[[Announce], None]) -> 
         os_peak_bytes=peak.os_peak_bytes,
         reserved_peak_bytes=peak.reserved_peak_bytes,
         analytic_peak_bytes=cost.analytic_peak_bytes,
+        predicted_peak_bytes=None if isinstance(model, str) else model.peak_bytes,
+        predicted_parts_bytes={} if isinstance(model, str) else model.parts,
         path=layer.path,
         conduct=conduct,
-        gaps=peak.gaps,
+        gaps=peak.gaps | no_model,
     )
 
 
