@@ -25,6 +25,6 @@ class Baseline(MoELayer):
         del routing
         return self.mix(x_TD)
 
-    def _routed(self, x_TD: Tensor, expert_ids: Tensor | None) -> Tensor:
-        del expert_ids
+    def _routed(self, x_TD: Tensor, given: Routing | None) -> Tensor:
+        del given
         return self.mix(x_TD)

@@ -46,7 +46,7 @@ class Dense(Baseline):
         in_bias = None if weights.in_bias is None else weights.in_bias[:taken].flatten()
         in_MID = weights.in_proj[:taken]
         hidden_TMI = functional.linear(x_TD, in_MID.flatten(0, 1), in_bias).view(-1, taken, in_MID.shape[1])
-        hidden_TMF = activate(self.spec.activation, hidden_TMI)
+        hidden_TMF = activate(self.spec, hidden_TMI)
         packed = None if torch.is_grad_enabled() else self._down_packed
         down_bias = None if weights.down_bias is None else weights.down_bias[:taken].sum(0)
         return functional.linear(hidden_TMF.flatten(1), self._pack_down() if packed is None else packed, down_bias)

@@ -34,6 +34,6 @@ class Einsum(MoELayer):
         weights = self.weights
         buffer_ECD = torch.einsum("tec,td->ecd", dispatch_TEC, x_TD)
         y_ECD = feed_forward_batched(
-            self.spec.activation, buffer_ECD, weights.in_proj, weights.down_proj, weights.in_bias, weights.down_bias
+            self.spec, buffer_ECD, weights.in_proj, weights.down_proj, weights.in_bias, weights.down_bias
         )
         return torch.einsum("tec,ecd->td", combine_TEC, y_ECD)

@@ -34,7 +34,7 @@ class _Members(Baseline):
         sum_TD = x_TD.float() if x_TD.requires_grad and torch.is_grad_enabled() else None
         for e, share_T in enumerate(self.member_weights(x_TD).unbind(1)):
             in_TD = x_TD if sum_TD is None else _SummedInFloat.apply(sum_TD, x_TD.detach())  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            member_TD = feed_forward(self.spec.activation, in_TD, in_E[e], down_E[e], in_bias_E[e], down_bias_E[e])
+            member_TD = feed_forward(self.spec, in_TD, in_E[e], down_E[e], in_bias_E[e], down_bias_E[e])
             y_TD = y_TD + share_T.unsqueeze(-1) * member_TD
         return y_TD.to(x_TD.dtype)
 

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from impls.spec import GATED_ACTIVATIONS
+from impls.spec import LayerSpec
+
+CLAMPED_SLOPE = 1.702
+"""What the clamped SwiGLU multiplies its gate with inside the sigmoid, so that it is close to gelu."""
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -23,21 +26,25 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def activate(activation: str, hidden_I: Tensor) -> Tensor:
-    """Apply the activation to the last dimension: (..., I) -> (..., F).
+def activate(spec: LayerSpec, hidden_I: Tensor) -> Tensor:
+    """Apply the layer's activation to the last dimension: (..., I) -> (..., F).
 
     The gated ones (Shazeer, GLU Variants Improve Transformer, 2020) multiply the activated first half with the second.
-    gelu is the exact one, by the error function.
+    gelu is the exact one, by the error function. The clamped SwiGLU is that of GPT-OSS (OpenAI, 2025): with the gate at
+    most L and the other half within -L to L, ``gate * sigmoid(1.702 * gate) * (up + 1)``.
     """
-    function = _FUNCTIONS[activation]
-    if activation not in GATED_ACTIVATIONS:
-        return function(hidden_I)
+    if not spec.gated:
+        return _FUNCTIONS[spec.activation](hidden_I)
     gate_F, up_F = hidden_I.chunk(2, dim=-1)
-    return function(gate_F) * up_F
+    if spec.activation == "swiglu_clamped":
+        limit = spec.swiglu_limit
+        gate_F = gate_F.clamp(max=limit)
+        return gate_F * torch.sigmoid(CLAMPED_SLOPE * gate_F) * (up_F.clamp(-limit, limit) + 1)
+    return _FUNCTIONS[spec.activation](gate_F) * up_F
 
 
 def feed_forward(
-    activation: str,
+    spec: LayerSpec,
     x_D: Tensor,
     in_ID: Tensor,
     down_DF: Tensor,
@@ -45,12 +52,12 @@ def feed_forward(
     down_bias_D: Tensor | None = None,
 ) -> Tensor:
     """One expert on every token of ``x_D``: (..., D) -> (..., D)."""
-    hidden_F = activate(activation, functional.linear(x_D, in_ID, in_bias_I))
+    hidden_F = activate(spec, functional.linear(x_D, in_ID, in_bias_I))
     return functional.linear(hidden_F, down_DF, down_bias_D)
 
 
 def feed_forward_batched(
-    activation: str,
+    spec: LayerSpec,
     x_ECD: Tensor,
     in_EID: Tensor,
     down_EDF: Tensor,
@@ -58,7 +65,7 @@ def feed_forward_batched(
     down_bias_ED: Tensor | None,
 ) -> Tensor:
     """Every expert on its own C tokens, as batched matmuls: (E, C, D) -> (E, C, D)."""
-    hidden_ECF = activate(activation, _batched_linear(x_ECD, in_EID, in_bias_EI))
+    hidden_ECF = activate(spec, _batched_linear(x_ECD, in_EID, in_bias_EI))
     return _batched_linear(hidden_ECF, down_EDF, down_bias_ED)
 
 

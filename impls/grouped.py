@@ -62,7 +62,7 @@ class Grouped(MoELayer):
 
     def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """Gather by expert, two grouped matmuls, combine."""
-        num_experts, top_k = self.spec.num_experts, self.spec.top_k
+        num_experts, top_k = routing.num_experts, routing.expert_ids.shape[1]
         ids_N = routing.expert_ids.masked_fill(~routing.kept, num_experts).view(-1)
         order_N, begins = sort_by_expert(ids_N, num_experts)
         ends_E = begins[1:].to(torch.int32)
@@ -75,7 +75,7 @@ class Grouped(MoELayer):
         weights = self.weights
         x_ND = gather_rows(x_TD, order_N // top_k, row_TK)
         hidden_NI = functional.grouped_mm(x_ND, weights.in_proj.transpose(1, 2), offs=ends_E)
-        hidden_NF = activate(self.spec.activation, _add_bias(hidden_NI, weights.in_bias, expert_N))
+        hidden_NF = activate(self.spec, _add_bias(hidden_NI, weights.in_bias, expert_N))
         y_ND = functional.grouped_mm(hidden_NF, weights.down_proj.transpose(1, 2), offs=ends_E)
         return combine_rows(_add_bias(y_ND, weights.down_bias, expert_N), routing.weights, row_TK)
 

@@ -7,10 +7,12 @@ Shapes: ... any, T tokens, D d_model, E experts, K top-k.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from impls.ffn import feed_forward
 from impls.routing import Routing, route
@@ -77,29 +79,42 @@ class MoELayer(nn.Module, ABC):
     def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """What the routed experts give for every token, weighted and summed: (T, D)."""
 
-    def route(self, x: Tensor, expert_ids: Tensor | None = None) -> Routing:
-        """Where the shared router sends the tokens of ``x`` (..., D), or what follows from given ``expert_ids``."""
-        return route(self.spec, self.weights, self._tokens(x), expert_ids)
+    def route(self, x: Tensor, given: Tensor | Routing | None = None) -> Routing:
+        """Where the shared router sends the tokens of ``x`` (..., D), or what follows from given ids or a routing."""
+        return route(self.spec, self.weights, self._tokens(x), given)
 
     def forward(self, x: Tensor, routing: Routing | None = None) -> Tensor:
         """The layer's output, of the shape of ``x``.
 
         Args:
             x: tokens (..., D), of the weights' dtype.
-            routing: replaces the router's choice of experts. The router still runs in full, and weights and capacity
-                are computed anew for these ids.
+            routing: replaces the router's choice of experts. The router still runs in full, and weights are computed
+                anew for these ids; so is what is kept, unless that depends on the weights.
         """
         x_TD = self._tokens(x)
-        y_TD = self._routed(x_TD, None if routing is None else routing.expert_ids)
-        weights = self.weights
-        if weights.shared_in_proj is not None:
-            assert weights.shared_down_proj is not None
-            shared_TD = feed_forward(self.spec.activation, x_TD, weights.shared_in_proj, weights.shared_down_proj)
-            y_TD = y_TD + shared_TD
-        return y_TD.view(x.shape)
+        y_TD = self._routed(x_TD, routing)
+        shared_TD = self._shared(x_TD)
+        return (y_TD if shared_TD is None else y_TD + shared_TD).view(x.shape)
 
-    def _routed(self, x_TD: Tensor, expert_ids: Tensor | None) -> Tensor:
-        return self.compute(x_TD, route(self.spec, self.weights, x_TD, expert_ids))
+    def _routed(self, x_TD: Tensor, given: Routing | None) -> Tensor:
+        routing = route(self.spec, self.weights, x_TD, given)
+        if not self.spec.scales_input:
+            return self.compute(x_TD, routing)
+        scaled_ND, single = _scaled_assignments(x_TD, routing)
+        return self.compute(scaled_ND, single).view(x_TD.shape[0], -1, x_TD.shape[1]).sum(1)
+
+    def _shared(self, x_TD: Tensor) -> Tensor | None:
+        """What the shared experts give for every token, or None where there are none."""
+        weights = self.weights
+        if weights.shared_in_proj is None:
+            return None
+        assert weights.shared_down_proj is not None
+        shared_TD = feed_forward(self.spec, x_TD, weights.shared_in_proj, weights.shared_down_proj)
+        if weights.shared_gate_weight is None:
+            return shared_TD
+        # in float32, as every gate here; source: Qwen1.5-MoE
+        gate_T1 = functional.linear(x_TD.float(), weights.shared_gate_weight.float()).sigmoid()
+        return (gate_T1 * shared_TD).to(x_TD.dtype)
 
     def _tokens(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.spec.d_model or x.dtype != self.weights.dtype:
@@ -108,3 +123,24 @@ class MoELayer(nn.Module, ABC):
                 f"found {tuple(x.shape)} of {x.dtype}"
             )
         return x.reshape(-1, self.spec.d_model)
+
+
+def _scaled_assignments(x_TD: Tensor, routing: Routing) -> tuple[Tensor, Routing]:
+    """Every assignment as a token of its own, scaled by its weight: (N, D), and the routing of these N tokens.
+
+    Each goes to one expert with weight 1, in the slot that its assignment had. So an implementation that weighs
+    outputs computes a layer that weighs inputs.
+    """
+
+    def single(values_TK: Tensor) -> Tensor:
+        return values_TK.reshape(-1, 1)
+
+    scaled_TKD = (x_TD.unsqueeze(1) * routing.weights.unsqueeze(-1)).to(x_TD.dtype)
+    return scaled_TKD.flatten(0, 1), replace(
+        routing,
+        expert_ids=single(routing.expert_ids),
+        weights=torch.ones_like(single(routing.weights)),
+        kept=single(routing.kept),
+        slots=None if routing.slots is None else single(routing.slots),
+        wanted=None if routing.wanted is None else single(routing.wanted),
+    )

@@ -21,7 +21,7 @@ class Loop(MoELayer):
 
     def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """Gather by expert, one feed-forward an expert, combine."""
-        num_experts, top_k = self.spec.num_experts, self.spec.top_k
+        num_experts, top_k = routing.num_experts, routing.expert_ids.shape[1]
         ids_N = routing.expert_ids.masked_fill(~routing.kept, num_experts).view(-1)
         order_N, begins = sort_by_expert(ids_N, num_experts)
         bounds = begins.tolist()
@@ -37,7 +37,7 @@ class Loop(MoELayer):
         down_bias_E = unbind_bias(weights.down_bias, num_experts)
         sizes = [end - begin for begin, end in pairwise(bounds)]
         outputs = [
-            feed_forward(self.spec.activation, x, in_E[e], down_E[e], in_bias_E[e], down_bias_E[e])
+            feed_forward(self.spec, x, in_E[e], down_E[e], in_bias_E[e], down_bias_E[e])
             for e, x in enumerate(torch.split(x_RD, sizes))
             if sizes[e]
         ]

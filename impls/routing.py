@@ -1,18 +1,26 @@
-"""The shared router: which experts a token goes to, with what weight, and whether they still have room.
+"""Where tokens go: the record of a routing, its auxiliary losses, and the one function that makes it.
 
-Shapes: T tokens, D d_model, E experts, K top-k, N = T * K assignments. Nothing here waits for the device.
+Shapes: T tokens, D d_model, E experts, K choices of a token (top-k; E under expert choice). Nothing here waits for the
+device but :func:`expert_slots` without a capacity.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from impls.queues import invert, queue_places, sort_by_expert
+from impls.routers import TABLE, router_logits
+from impls.routers.base import Score
 from impls.spec import LayerSpec
 from impls.weights import Weights
+
+__all__ = [
+    "Routing", "expert_slots", "invert", "queue_places", "route", "router_logits", "sort_by_expert", "with_kept",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -20,15 +28,21 @@ class Routing:
     """Where every token goes.
 
     Attributes:
-        expert_ids: (T, K) int64, best first unless they were given.
-        weights: (T, K) float32, what the expert's output is multiplied with; differentiable. Dropped assignments keep
-            theirs, so that the others are not renormalised.
-        kept: (T, K) bool, False where the expert had no room.
-        logits: (T, E) float32, differentiable.
-        slots: (T, K) int64, place of an assignment in its expert's queue, at or past ``capacity`` where it is dropped;
-            None where nothing can be dropped.
+        expert_ids: (T, K) int64, best first unless they were given; under expert choice (T, E), all experts in order.
+        weights: (T, K) float32, what the expert's output is multiplied with (or its input, see
+            :attr:`impls.LayerSpec.scales_input`); differentiable. Dropped assignments keep theirs, so that the others
+            are not renormalised.
+        kept: (T, K) bool, False where the expert had no room or was not asked.
+        logits: (T, E) float32, differentiable; with noise, where the router adds any.
+        slots: (T, K) int64, place of an assignment in its expert's queue, at or past ``capacity`` where it is not kept;
+            None without a capacity.
         num_experts: E.
-        capacity: slots of one expert, None where nothing can be dropped.
+        capacity: slots of one expert, None where it has no limit.
+        wanted: (T, K) bool, what the router asks for, before any capacity: False where GShard skips a second expert,
+            or where an expert did not choose the token; None where every assignment is asked for.
+        score: how the router makes scores of logits.
+        clean_logits: (T, E) float32, the logits before noise; None without noise.
+        noise_deviation: (T, E) float32, standard deviation of the noise; None without.
     """
 
     expert_ids: Tensor
@@ -38,109 +52,128 @@ class Routing:
     slots: Tensor | None
     num_experts: int
     capacity: int | None
+    wanted: Tensor | None = None
+    score: Score = "softmax"
+    clean_logits: Tensor | None = None
+    noise_deviation: Tensor | None = None
 
     def load_balance_loss(self) -> Tensor:
         """E times the sum over experts of (share of assignments) * (mean router probability); 1 at perfect balance.
 
-        The share counts what the router chose, dropped or not. Source: Fedus et al., Switch Transformers, 2021, eq. 4,
-        with shares of assignments in place of tokens, so that the value does not depend on top_k.
+        The share counts what the router asked for, dropped or not. The probability is the softmax of the logits, or of
+        a sigmoid router the scores over their sum. Source: Fedus et al., Switch Transformers, 2021, eq. 4, with shares
+        of assignments in place of tokens, so that the value does not depend on top_k; for sigmoids DeepSeek-V3, 2024,
+        eq. 17 to 20.
         """
-        num_tokens, top_k = self.expert_ids.shape
-        ids_N = self.expert_ids.reshape(-1)
-        counts_E = torch.zeros_like(self.logits[:1].sum(0)).index_add(
-            0, ids_N, torch.ones_like(ids_N, dtype=torch.float32)
-        )
-        share_E = counts_E / max(1, num_tokens * top_k)
-        probability_E = self.logits.softmax(-1).sum(0) / max(1, num_tokens)
+        counts_E = self._per_expert(torch.ones_like(self.weights))
+        share_E = counts_E / counts_E.sum().clamp_min(1)
+        if self.score == "softmax":
+            probability_TE = self.logits.softmax(-1)
+        else:
+            probability_TE = torch.nn.functional.logsigmoid(self.logits).softmax(-1)
+        probability_E = probability_TE.sum(0) / max(1, self.logits.shape[0])
         return self.num_experts * (share_E * probability_E).sum()
 
     def z_loss(self) -> Tensor:
         """Mean squared log-sum-exp of the logits, which keeps them small. Source: Zoph et al., ST-MoE, 2022, eq. 5."""
         return self.logits.logsumexp(-1).square().sum() / max(1, self.logits.shape[0])
 
+    def importance_loss(self) -> Tensor:
+        """Squared coefficient of variation of the experts' importance, the sum of their weights over the tokens.
 
-def router_logits(weights: Weights, x_TD: Tensor) -> Tensor:
-    """Router scores (T, E) in float32, whatever the tokens' number format.
+        0 where all experts matter alike. Source: Shazeer et al., 2017, section 4, eq. 6 and 7.
+        """
+        return _squared_variation(self._per_expert(self.weights))
 
-    Rounding logits to bfloat16 moves the gates by half a percent, which is why routers are computed in float32 (the
-    selective precision of Switch Transformers).
-    """
-    bias_E = None if weights.router_bias is None else weights.router_bias.float()
-    return functional.linear(x_TD.float(), weights.router_weight.float(), bias_E)
+    def load_loss(self) -> Tensor:
+        """Squared coefficient of variation of the experts' smooth load.
+
+        The load of expert e is the sum over tokens of the probability that e is among the K best if its noise alone is
+        drawn anew: ``normal_cdf((clean_e - threshold_e) / deviation_e)``, the threshold being the K-th largest noisy
+        logit of the others. Source: Shazeer et al., 2017, appendix A, eq. 8 to 11.
+
+        Raises:
+            ValueError: the router adds no noise.
+        """
+        if self.clean_logits is None or self.noise_deviation is None:
+            raise ValueError("the load loss is defined by a router's noise, and this router adds none; see noisy_topk")
+        num_experts, top_k = self.num_experts, self.expert_ids.shape[1]
+        if top_k == num_experts:
+            return self.logits.sum() * 0  # everybody is always chosen
+        best = self.logits.topk(top_k + 1, dim=-1).values
+        inside_TE = self.logits >= best[:, top_k - 1 : top_k]
+        threshold_TE = torch.where(inside_TE, best[:, top_k:], best[:, top_k - 1 : top_k])
+        deviations = (self.clean_logits - threshold_TE) / self.noise_deviation
+        return _squared_variation((1 + torch.erf(deviations / math.sqrt(2))).sum(0) / 2)
+
+    def _per_expert(self, values_TK: Tensor) -> Tensor:
+        if self.wanted is not None:
+            values_TK = values_TK * self.wanted
+        zeros_E = torch.zeros_like(self.logits[:1].sum(0))
+        return zeros_E.index_add(0, self.expert_ids.reshape(-1), values_TK.reshape(-1))
 
 
-def route(spec: LayerSpec, weights: Weights, x_TD: Tensor, expert_ids: Tensor | None = None) -> Routing:
-    """Choose top_k experts a token, weigh them, and apply the capacity.
+def _squared_variation(values_E: Tensor) -> Tensor:
+    """Variance over squared mean, of the whole population; 0 where all values are zero."""
+    return values_E.var(correction=0) / values_E.mean().square().clamp_min(torch.finfo(values_E.dtype).tiny)
+
+
+def route(spec: LayerSpec, weights: Weights, x_TD: Tensor, given: Tensor | Routing | None = None) -> Routing:
+    """Score the experts, choose, weigh, and apply the capacity.
 
     Args:
         spec: the layer.
         weights: holds the router.
         x_TD: tokens.
-        expert_ids: (T, K) ids that replace the router's choice. The router still runs in full; weights come from its
-            scores of these experts, and capacity applies to them.
+        given: (T, K) expert ids that replace the router's choice, or a routing whose choice does. The router still runs
+            in full; weights come from its scores of these experts, and capacity applies to them. Where what is kept
+            depends on weights and not on ids alone (:attr:`impls.LayerSpec.keeps_by_value`), a given routing also
+            says what is kept, so that two roundings of one weight cannot send a token two ways.
 
     Raises:
-        ValueError: where ``expert_ids`` has another shape than (T, K).
+        ValueError: the ids have another shape than (T, K), or this router cannot follow ids.
     """
-    logits_TE = router_logits(weights, x_TD)
-    ids_TK = logits_TE.topk(spec.top_k, dim=-1).indices
-    if expert_ids is not None:
-        if expert_ids.shape != ids_TK.shape:
-            raise ValueError(f"expert_ids must be (T, K) = {tuple(ids_TK.shape)}, found {tuple(expert_ids.shape)}")
-        ids_TK = expert_ids.to(device=x_TD.device, dtype=torch.int64)
-    if spec.norm_topk_prob:
-        # The same as dividing the chosen probabilities by their sum, without 0 / 0 where forced ids are improbable.
-        weights_TK = logits_TE.gather(1, ids_TK).softmax(-1)
-    else:
-        weights_TK = logits_TE.softmax(-1).gather(1, ids_TK)
-    capacity = spec.capacity(x_TD.shape[0])
-    slots_TK, kept_TK = None, torch.ones_like(ids_TK, dtype=torch.bool)
-    if capacity is not None:
-        slots_TK = queue_places(ids_TK, spec.num_experts)
-        kept_TK = slots_TK < capacity
-    return Routing(
+    router = TABLE[spec.router]
+    scores = router.scores(spec, weights, x_TD)
+    ids_TK = router.choose(spec, weights, x_TD, scores.logits.detach())
+    if given is not None:
+        ids_TK = _given_ids(spec, given, ids_TK)
+    weights_TK = router.weigh(spec, scores.logits, ids_TK)
+    admission = router.admit(spec, ids_TK, weights_TK, router.wanted(spec, weights_TK))
+    routing = Routing(
         expert_ids=ids_TK,
-        weights=weights_TK,
-        kept=kept_TK,
-        logits=logits_TE,
-        slots=slots_TK,
+        weights=weights_TK if spec.routed_scaling == 1 else weights_TK * spec.routed_scaling,
+        kept=admission.kept,
+        logits=scores.logits,
+        slots=admission.slots,
         num_experts=spec.num_experts,
-        capacity=capacity,
+        capacity=admission.capacity,
+        wanted=admission.wanted,
+        score=router.score,
+        clean_logits=scores.clean_logits,
+        noise_deviation=scores.noise_deviation,
     )
+    if isinstance(given, Routing) and spec.keeps_by_value:
+        return replace(routing, kept=given.kept, slots=given.slots, wanted=given.wanted)
+    return routing
 
 
-def sort_by_expert(ids_N: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """Stable order of assignments by expert, and where each expert begins in it.
-
-    Args:
-        ids_N: expert of every assignment; ``num_experts`` itself stands for none and comes last.
-        num_experts: E.
-
-    Returns:
-        order_N, the assignments in expert order, and begins (E + 1,), the last one where the last expert ends.
-    """
-    # A stable sort of one or two bytes is a radix sort with few passes: 8 times faster than int64 on a CPU.
-    narrow = torch.uint8 if num_experts < 256 else torch.int16 if num_experts < 32768 else torch.int32
-    sorted_N, order_N = ids_N.to(narrow).sort(stable=True)
-    # Not bincount: it waits for the device.
-    experts = torch.arange(num_experts + 1, device=ids_N.device)
-    return order_N, torch.searchsorted(sorted_N, experts.to(narrow))
+def _given_ids(spec: LayerSpec, given: Tensor | Routing, chosen_TK: Tensor) -> Tensor:
+    ids_TK = given.expert_ids if isinstance(given, Routing) else given
+    if spec.unforceable and not isinstance(given, Routing):
+        raise ValueError(spec.unforceable)
+    if ids_TK.shape != chosen_TK.shape:
+        raise ValueError(f"expert_ids must be (T, K) = {tuple(chosen_TK.shape)}, found {tuple(ids_TK.shape)}")
+    return ids_TK.to(device=chosen_TK.device, dtype=torch.int64)
 
 
-def invert(order_N: Tensor) -> Tensor:
-    """The permutation that undoes ``order_N``."""
-    return torch.empty_like(order_N).index_copy_(0, order_N, torch.arange(order_N.numel(), device=order_N.device))
-
-
-def queue_places(ids_TK: Tensor, num_experts: int) -> Tensor:
-    """Place (T, K) of every assignment in its expert's queue: all first choices in token order, then all second, ...
-
-    Source: the priority of Lepikhin et al., GShard, 2020, algorithm 1.
-    """
-    ids_N = ids_TK.t().reshape(-1)
-    order_N, begins = sort_by_expert(ids_N, num_experts)
-    places_N = invert(order_N) - begins[ids_N]
-    return places_N.view(ids_TK.shape[1], ids_TK.shape[0]).t()
+def with_kept(routing: Routing, kept_TK: Tensor) -> Routing:
+    """The same routing where exactly ``kept_TK`` is kept, the slots in the order of the queue."""
+    kept_TK = kept_TK.to(routing.expert_ids.device)
+    if routing.capacity is None:
+        return replace(routing, kept=kept_TK)
+    slots_TK = queue_places(routing.expert_ids, routing.num_experts, kept_TK)
+    return replace(routing, kept=kept_TK, slots=slots_TK.masked_fill(~kept_TK, routing.capacity))
 
 
 def expert_slots(routing: Routing) -> tuple[Tensor, int]:
@@ -151,5 +184,7 @@ def expert_slots(routing: Routing) -> tuple[Tensor, int]:
     if routing.slots is not None:
         assert routing.capacity is not None
         return routing.slots, routing.capacity
-    slots_TK = queue_places(routing.expert_ids, routing.num_experts)
+    slots_TK = queue_places(routing.expert_ids, routing.num_experts, routing.wanted)
+    if routing.wanted is not None:
+        slots_TK = slots_TK.masked_fill(~routing.wanted, 0)
     return slots_TK, int(slots_TK.max()) + 1 if slots_TK.numel() else 1

@@ -19,7 +19,7 @@ class ScatterGather(MoELayer):
     def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """Scatter, every expert on its whole buffer, gather and combine."""
         num_tokens, width = x_TD.shape
-        num_experts, top_k = self.spec.num_experts, self.spec.top_k
+        num_experts, top_k = routing.num_experts, routing.expert_ids.shape[1]
         slots_TK, capacity = expert_slots(routing)
         num_rows = num_experts * capacity
         row_TK = (routing.expert_ids * capacity + slots_TK).masked_fill(~routing.kept, num_rows)
@@ -31,6 +31,6 @@ class ScatterGather(MoELayer):
 
         weights = self.weights
         y_ECD = feed_forward_batched(
-            self.spec.activation, buffer_ECD, weights.in_proj, weights.down_proj, weights.in_bias, weights.down_bias
+            self.spec, buffer_ECD, weights.in_proj, weights.down_proj, weights.in_bias, weights.down_bias
         )
         return combine_rows(y_ECD.view(num_rows, width), routing.weights, row_TK)

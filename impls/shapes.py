@@ -19,6 +19,10 @@ def parameter_shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"router_weight": (experts, width)}
     if spec.router_bias:
         shapes["router_bias"] = (experts,)
+    if spec.router == "noisy_topk":
+        shapes["router_noise_weight"] = (experts, width)
+    if spec.selection_bias:
+        shapes["router_selection_bias"] = (experts,)
     shapes[f"{name}_proj"] = (experts, halves * hidden, width)
     if spec.expert_bias:
         shapes[f"{name}_bias"] = (experts, halves * hidden)
@@ -28,4 +32,6 @@ def parameter_shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
     if spec.num_shared_experts:
         shapes[f"shared_{name}_proj"] = (halves * spec.shared_d_ff, width)
         shapes["shared_down_proj"] = (width, spec.shared_d_ff)
+        if spec.shared_gate:
+            shapes["shared_gate_weight"] = (1, width)
     return shapes

@@ -15,7 +15,13 @@ from typing import Any
 
 ACTIVATIONS = ("relu", "gelu", "silu", "swiglu", "geglu", "swiglu_clamped")
 GATED_ACTIVATIONS = frozenset({"swiglu", "geglu", "swiglu_clamped"})
-ROUTERS = ("softmax_topk",)
+ROUTERS = (
+    "softmax_topk", "topk_softmax", "sigmoid_topk", "topk_sigmoid", "sparsemixer", "noisy_topk", "switch", "gshard",
+    "expert_choice", "hash",
+)  # fmt: skip
+SELECTING_ROUTERS = frozenset({"softmax_topk", "sigmoid_topk"})
+"""Routers that know expert groups and a selection bias."""
+FIXED_TOP_K = {"switch": 1, "gshard": 2}
 CAPACITY_POLICIES = ("gshard", "score")
 
 
@@ -31,8 +37,9 @@ class LayerSpec:
         capacity_factor: an expert accepts at most ``ceil(capacity_factor * T * K / E)`` assignments, in GShard's
             order (all first choices in token order, then all second choices, ...); None is dropless.
         activation: one of :data:`ACTIVATIONS`; the gated ones hold two input projections.
-        router: one of :data:`ROUTERS`. ``softmax_topk`` is softmax over all experts, then the K largest.
-        norm_topk_prob: whether the K chosen probabilities are scaled to sum to one.
+        router: one of :data:`ROUTERS`; :mod:`impls.routers` says what each computes.
+        norm_topk_prob: whether the K chosen probabilities are scaled to sum to one; only ``softmax_topk`` and
+            ``sigmoid_topk`` ask, every other router's weights are what its source says.
         num_shared_experts: experts that see every token, computed as one feed-forward.
         router_bias: whether the router's logits have a bias.
         expert_bias: whether the experts' projections have biases.
@@ -84,8 +91,13 @@ class LayerSpec:
                 ("num_experts", 1),
                 ("top_k", 1),
                 ("num_shared_experts", 0),
+                ("d_ff_shared", 1),
+                ("num_expert_groups", 1),
+                ("top_k_groups", 1),
+                ("router_seed", 0),
+                ("capacity_multiple", 1),
             )
-            if (value := getattr(self, name)) < least
+            if (value := getattr(self, name)) is not None and value < least
         ]
         if self.capacity_factor is not None and not (math.isfinite(self.capacity_factor) and self.capacity_factor > 0):
             faults.append(f"capacity_factor must be a positive number or None (dropless), found {self.capacity_factor}")
@@ -93,6 +105,15 @@ class LayerSpec:
             faults.append(f"activation must be one of {', '.join(ACTIVATIONS)}, found {self.activation!r}")
         if self.router not in ROUTERS:
             faults.append(f"router must be one of {', '.join(ROUTERS)}, found {self.router!r}")
+        if self.capacity_policy not in CAPACITY_POLICIES:
+            faults.append(
+                f"capacity_policy must be one of {', '.join(CAPACITY_POLICIES)}, found {self.capacity_policy!r}"
+            )
+        faults += [
+            f"{name} must be a positive number, found {value}"
+            for name in ("routed_scaling", "swiglu_limit")
+            if not (math.isfinite(value := getattr(self, name)) and value > 0)
+        ]
         if faults:
             raise ValueError("; ".join(faults))
 
@@ -105,7 +126,49 @@ class LayerSpec:
         """
         if self.top_k > self.num_experts:
             return f"top_k ({self.top_k}) is above num_experts ({self.num_experts})"
+        if self.top_k != (fixed := FIXED_TOP_K.get(self.router, self.top_k)):
+            return f"router {self.router} sends a token to exactly {fixed} experts, found top_k {self.top_k}"
+        if self.shared_gate and not self.num_shared_experts:
+            return "shared_gate weighs shared experts, and num_shared_experts is 0"
+        if self.router == "expert_choice" and self.capacity_policy != "gshard":
+            return f"capacity_policy {self.capacity_policy} does not apply: under expert_choice nothing is dropped"
+        return self._impossible_selection()
+
+    def _impossible_selection(self) -> str | None:
+        groups, allowed = self.num_expert_groups, self.top_k_groups
+        if self.router not in SELECTING_ROUTERS and (groups > 1 or self.selection_bias):
+            what = "expert groups" if groups > 1 else "selection bias"
+            return f"router {self.router} has no {what}; {' and '.join(sorted(SELECTING_ROUTERS))} have"
+        if self.num_experts % groups:
+            return f"num_experts ({self.num_experts}) is no multiple of num_expert_groups ({groups})"
+        if allowed > groups:
+            return f"top_k_groups ({allowed}) is above num_expert_groups ({groups})"
+        if self.top_k > (within := allowed * self.num_experts // groups):
+            return f"top_k ({self.top_k}) is above the {within} experts of the {allowed} groups that a token may choose"
         return None
+
+    @property
+    def unforceable(self) -> str | None:
+        """Why expert ids cannot be forced on this layer's router, or None where they can."""
+        if self.router == "expert_choice":
+            return "router expert_choice cannot follow forced ids: its experts choose the tokens, any number for each"
+        return None
+
+    @property
+    def keeps_by_value(self) -> bool:
+        """Whether which assignments are kept depends on routing weights, and not on expert ids alone."""
+        by_score = self.capacity_policy == "score" and self.capacity_factor is not None
+        return by_score or self.router in ("gshard", "expert_choice")
+
+    @property
+    def scales_input(self) -> bool:
+        """Whether a routing weight multiplies what goes into an expert, and not what comes out of it."""
+        return self.router == "topk_sigmoid"
+
+    @property
+    def router_products(self) -> int:
+        """Matrix products of T * D * E that the router computes."""
+        return {"hash": 0, "noisy_topk": 2}.get(self.router, 1)
 
     @property
     def gated(self) -> bool:
@@ -120,13 +183,18 @@ class LayerSpec:
     def capacity(self, num_tokens: int) -> int | None:
         """Slots of one expert for ``num_tokens`` tokens, or None where nothing is dropped.
 
-        ``max(1, ceil(capacity_factor * T * K / E))`` in exact arithmetic on the factor's decimal notation, so that
-        1.1 means eleven tenths. Source: Lepikhin et al., GShard, 2020.
+        ``max(1, ceil(capacity_factor * T * K / E))``, rounded up to a multiple of ``capacity_multiple``, in exact
+        arithmetic on the factor's decimal notation, so that 1.1 means eleven tenths. Source: Lepikhin et al., GShard,
+        2020. Under ``expert_choice`` it is how many tokens every expert takes: the factor is 1 where it is None, and
+        no expert can take more than T (Zhou et al., Mixture-of-Experts with Expert Choice Routing, 2022, section 3.2).
         """
-        if self.capacity_factor is None:
+        choosing = self.router == "expert_choice"
+        if self.capacity_factor is None and not choosing:
             return None
-        slots = Fraction(str(self.capacity_factor)) * num_tokens * self.top_k / self.num_experts
-        return max(1, math.ceil(slots))
+        factor = 1 if self.capacity_factor is None else self.capacity_factor
+        slots = max(1, math.ceil(Fraction(str(factor)) * num_tokens * self.top_k / self.num_experts))
+        rounded = -(-slots // self.capacity_multiple) * self.capacity_multiple
+        return min(rounded, max(1, num_tokens)) if choosing else rounded
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for JSON."""

@@ -197,7 +197,7 @@ class _Sums:
             x_BD = self.x_nD[block_B].requires_grad_()
             gate_B1 = gates_n[block_B].unsqueeze(1)
             with torch.set_grad_enabled(self.grad_nD is not None):
-                y_BD = feed_forward(self.spec.activation, x_BD, *leaves)
+                y_BD = feed_forward(self.spec, x_BD, *leaves)
             self.output_nD[block_B] += gate_B1 * y_BD.detach()
             if self.grad_nD is None:
                 continue

@@ -18,6 +18,8 @@ __all__ = ["Weights", "make_weights", "parameter_shapes"]
 
 OPTIONAL = (
     "router_bias",
+    "router_noise_weight",
+    "router_selection_bias",
     "gate_up_proj",
     "gate_up_bias",
     "up_proj",
@@ -26,11 +28,14 @@ OPTIONAL = (
     "shared_gate_up_proj",
     "shared_up_proj",
     "shared_down_proj",
+    "shared_gate_weight",
 )
 
 
 class Weights(nn.Module):
     """The parameters of one layer under their canonical names; those that the layer lacks are None.
+
+    A selection bias is a parameter too, though nothing is differentiable in it: its gradient stays None.
 
     Args:
         spec: the layer.
@@ -42,6 +47,8 @@ class Weights(nn.Module):
 
     router_weight: nn.Parameter
     router_bias: nn.Parameter | None
+    router_noise_weight: nn.Parameter | None
+    router_selection_bias: nn.Parameter | None
     gate_up_proj: nn.Parameter | None
     gate_up_bias: nn.Parameter | None
     up_proj: nn.Parameter | None
@@ -51,6 +58,7 @@ class Weights(nn.Module):
     shared_gate_up_proj: nn.Parameter | None
     shared_up_proj: nn.Parameter | None
     shared_down_proj: nn.Parameter | None
+    shared_gate_weight: nn.Parameter | None
 
     def __init__(self, spec: LayerSpec, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -124,7 +132,7 @@ def make_weights(
     shapes = parameter_shapes(spec)
     tensors = {}
     for name, shape in shapes.items():
-        projection = {"router_bias": "router_weight"}.get(name, name.replace("_bias", "_proj"))
+        projection = "router_weight" if name.startswith("router_") else name.replace("_bias", "_proj")
         deviation = 1 / math.sqrt(shapes[projection][-1])
         tensor = torch.empty(shape, dtype=dtype)
         for part in tensor.unbind(0) if len(shape) == 3 else (tensor,):

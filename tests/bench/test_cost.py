@@ -98,7 +98,7 @@ def count(w: Workload, weights: Weights, call: Any) -> int:
 def test_agrees_with_torchs_counter_on_one_feed_forward(direction: str, activation: str) -> None:
     w = workload(direction=direction, activation=activation, num_experts=1, top_k=1)
     weights = make_weights(w.layer)
-    counted = count(w, weights, lambda x_TD: feed_forward(activation, x_TD, weights.in_proj[0], weights.down_proj[0]))
+    counted = count(w, weights, lambda x_TD: feed_forward(w.layer, x_TD, weights.in_proj[0], weights.down_proj[0]))
     assert counted == cost_of_call(w, "dense", None).flops
 
 
@@ -112,7 +112,7 @@ def test_agrees_with_torchs_counter_on_an_expert_by_expert_layer(direction: str)
         y_TD = torch.zeros_like(x_TD)
         for expert, (gate_up, down) in enumerate(zip(weights.in_proj, weights.down_proj, strict=True)):
             token, choice = ((routing.expert_ids == expert) & routing.kept).nonzero(as_tuple=True)
-            out_nD = feed_forward("swiglu", x_TD[token], gate_up, down)
+            out_nD = feed_forward(w.layer, x_TD[token], gate_up, down)
             y_TD = y_TD.index_add(0, token, out_nD * routing.weights[token, choice, None])
         return y_TD
 

@@ -48,7 +48,7 @@ class IndexingLoop(MoELayer):
         y_TD = torch.zeros_like(x_TD)
         for e in range(self.spec.num_experts):
             token_n, choice_n = (routing.expert_ids == e).nonzero(as_tuple=True)
-            rows = feed_forward("swiglu", x_TD[token_n], self.weights.in_proj[e], self.weights.down_proj[e])
+            rows = feed_forward(self.spec, x_TD[token_n], self.weights.in_proj[e], self.weights.down_proj[e])
             y_TD = y_TD.index_add(0, token_n, rows * routing.weights[token_n, choice_n].unsqueeze(1))
         return y_TD
 

@@ -68,7 +68,7 @@ def test_norms_before_cancellation_are_those_over_random_signs(norm_topk_prob: b
     squares = [0.0, 0.0]  # gates with independent random gradients: their squares add up
     for token, choice in routing.kept.nonzero().tolist():
         e = int(routing.expert_ids[token, choice])
-        y_D = feed_forward("swiglu", x_TD[token], weights.in_proj[e], weights.down_proj[e])
+        y_D = feed_forward(spec, x_TD[token], weights.in_proj[e], weights.down_proj[e])
         slopes = torch.autograd.grad(routing.weights[token, choice], router, retain_graph=True)
         for i, slope in enumerate(slopes):
             squares[i] += float(slope.norm() * (grad_TD[token] * y_D.detach()).norm()) ** 2
