@@ -30,11 +30,14 @@ def profile_command(
     finally:
         progress.stop()
     analysis = load(outcome.folder)
-    for title, profile in _titled(analysis):
+    for case_id, title in _titled(analysis):
+        profile = analysis.profiles[case_id]
         print_table(data(), stage_table(profile), title=title)
         if num_operators:
             print_table(data(), operator_table(profile, num_operators), title="")
         data().print(memory_words(profile), markup=False, highlight=False)
+        if case_id in analysis.limits:
+            data().print(analysis.limits[case_id].sentence, markup=False, highlight=False)
         for kind, name in profile.traces.items():
             data().print(f"{kind}: {TRACES}/{name}", markup=False, highlight=False)
         data().print()
@@ -42,11 +45,11 @@ def profile_command(
     return exit_code(outcome.statuses, outcome.num_not_run)
 
 
-def _titled(analysis: Analysis) -> list[tuple[str, Profile]]:
+def _titled(analysis: Analysis) -> list[tuple[str, str]]:
     names = workload_names(analysis.frame)
     rows = analysis.frame[["case_id", "workload_id", "impl"]].itertuples(index=False)
     return [
-        (" · ".join(filter(None, [str(impl), names[str(workload_id)]])), analysis.profiles[str(case_id)])
+        (str(case_id), " · ".join(filter(None, [str(impl), names[str(workload_id)]])))
         for case_id, workload_id, impl in rows
         if case_id in analysis.profiles
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import median, median_low
@@ -13,6 +13,7 @@ import numpy as np
 from bench.analysis.comparisons import against, compare
 from bench.analysis.control import judge
 from bench.analysis.frame import Timing, build_frame, percentiles
+from bench.analysis.limits import CaseLimit, find_limit
 from bench.analysis.model import Analysis
 from bench.analysis.roofline import Ceilings
 from bench.analysis.scaling import fit_exponents
@@ -20,6 +21,7 @@ from bench.analysis.statistics import latency_units
 from bench.analysis.warnings import collect_warnings
 from bench.analysis.winners import find_winners
 from bench.store.log import read_run
+from bench.store.profiles import Profile
 from bench.store.schema import (
     AnyRecord,
     Arm,
@@ -74,6 +76,7 @@ def analyse(info: RunInfo, records: Sequence[AnyRecord], faults: Sequence[str] =
         winners=winners,
         sides=against(comparisons),
     )
+    profiles = {r.case_id: r.profile for r in records if isinstance(r, ProfileRecord) and r.profile is not None}
     finished = _finished(records)
     return Analysis(
         info=info,
@@ -89,7 +92,8 @@ def analyse(info: RunInfo, records: Sequence[AnyRecord], faults: Sequence[str] =
         ),
         finished=finished,
         in_samples_fraction=in_samples_fraction(records) if finished else None,
-        profiles={r.case_id: r.profile for r in records if isinstance(r, ProfileRecord) and r.profile is not None},
+        profiles=profiles,
+        limits=_limits(profiles, cases, ceilings),
     )  # fmt: skip
 
 
@@ -111,6 +115,17 @@ def _timings(records: Sequence[SamplesRecord], ok: Iterable[str]) -> dict[str, T
             ),
         )
     return found
+
+
+def _limits(
+    profiles: Mapping[str, Profile], cases: Mapping[str, CaseRecord], ceilings: Ceilings
+) -> dict[str, CaseLimit]:
+    found = {
+        case_id: find_limit(profile, cases[case_id].case.workload, ceilings)
+        for case_id, profile in profiles.items()
+        if case_id in cases
+    }
+    return {case_id: limit for case_id, limit in found.items() if not isinstance(limit, str)}
 
 
 def _rankable(cases: Iterable[CaseRecord], timings: dict[str, Timing]) -> dict[str, dict[str, float]]:

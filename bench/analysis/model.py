@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bench.analysis.limits import CaseLimit
     from bench.store.profiles import Profile
     from bench.store.schema import RunInfo
 
@@ -162,6 +163,7 @@ class Analysis:
         finished: whether the run went through to its end.
         in_samples_fraction: share of the run's wall time that was spent inside samples; None while unfinished.
         profiles: by case id, where time, memory and operations go; empty where none was asked for.
+        limits: by case id, what limits the profiled cases.
     """
 
     info: RunInfo
@@ -175,3 +177,4 @@ class Analysis:
     finished: bool = True
     in_samples_fraction: float | None = None
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+    limits: Mapping[str, CaseLimit] = field(default_factory=dict)

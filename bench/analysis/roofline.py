@@ -71,6 +71,18 @@ class Ceilings:
             return f"no memory ceiling for {_place(workload)} in this run"
         return max(flops / matmul.value, moved_bytes / bandwidth)
 
+    def roofs(self, workload: Workload) -> tuple[float, float, float | None, int] | str:
+        """Matrix peak (FLOP/s), memory's and the cache's bandwidth (B/s), and the bytes known to fit the cache.
+
+        The cache's is None where it was not measured; a text says why there are no roofs.
+        """
+        matmul = self.peaks.get(("matmul", workload.device, workload.dtype, workload.threads))
+        memory = self._bandwidth("memory", workload)
+        if matmul is None or memory is None:
+            return f"no ceilings for {workload.dtype} on {_place(workload)} in this run"
+        fits = self.cache_bytes.get((workload.device, workload.threads), 0)
+        return matmul.value, memory, self._bandwidth("cache", workload), fits
+
     def _bandwidth(self, what: str, workload: Workload) -> float | None:
         # Bytes are bytes: a bandwidth that was measured in another number format will do.
         return max(

@@ -75,14 +75,15 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
         existing_bytes: memory that is there before a call: ``weights`` and ``input``.
         time_budget_s: plain and profiled calls stop when half of this each is spent, after at least four.
     """
-    step()
-    plain_s = _plain(step, time_budget_s / 2)
-    num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / plain_s)))
+    counted = count(step)  # first: what happens only once happens here
+    before_s = _plain(step, time_budget_s / 4)
+    num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / statistics.median(before_s))))
     on_device = step.device.torch_device.type == "cuda"
-    counted = count(step)
     with recording(), profile(use_device="cuda" if on_device else None, record_shapes=True) as profiled:
         for _ in range(num_calls):
             step()
+    # before and after, so that a machine that changes its speed changes it for both
+    plain_s = statistics.median([*before_s, *_plain(step, time_budget_s / 4)])
     calls = middle_half(calls_of(profiled))
     sums = break_down(calls, counted.names(), on_device=on_device)
     stages_s = {place: one.host_s / sums.num_calls for place, one in sums.stages.items()}
@@ -90,14 +91,14 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
     return Profiled(_profile(sums, counted, plain_s, timeline, on_device=on_device), calls[len(calls) // 2], counted)
 
 
-def _plain(step: Step, time_budget_s: float) -> float:
-    """Median time of a call that nobody watches."""
+def _plain(step: Step, time_budget_s: float) -> list[float]:
+    """Times of calls that nobody watches."""
     times_s: list[float] = []
     while len(times_s) < MIN_CALLS or (sum(times_s) < time_budget_s and len(times_s) < MAX_CALLS):
         begin_s = time.perf_counter()
         step()
         times_s.append(time.perf_counter() - begin_s)
-    return statistics.median(times_s)
+    return times_s
 
 
 def count(step: Step) -> Counted:
