@@ -304,7 +304,7 @@ def _energy(record: CaseRecord, energy: EnergyRecord | None, gaps: dict[str, str
     if tokens:
         row["energy_j_per_token"] = energy.energy_j / tokens
         if energy.idle_power_w is None or not energy.window_s:
-            gaps["energy_above_idle_j_per_token"] = "the meter gave no idle power"
+            gaps |= {"energy_above_idle_j_per_token": "the meter gave no idle power"}
         else:
             row["energy_above_idle_j_per_token"] = (energy.energy_j - energy.idle_power_w * energy.window_s) / tokens
         for column, bound_j in (("low", energy.energy_low_j), ("high", energy.energy_high_j)):

@@ -20,7 +20,7 @@ from bench.report.figures.canvas import Picture
 from bench.report.figures.crossover import crossover_picture
 from bench.report.figures.exponents import exponents_picture
 from bench.report.figures.lines import LATENCY, MANY_ROWS, THROUGHPUT, axis_picture, axis_title
-from bench.report.figures.memory import memory_picture
+from bench.report.figures.memory import memory_parts_picture, memory_picture
 from bench.report.figures.roof import roof_picture
 from bench.report.figures.routing import routing_picture
 from bench.report.figures.strips import ceiling_picture, energy_picture, ratio_picture
@@ -66,6 +66,7 @@ class Pictures:
     crossover: Picture | None
     exponents: Picture | None
     memory: Picture | None
+    memory_parts: Picture | None
     tradeoffs: list[Picture]
     roofline: Picture | None
     ceiling: Picture | None
@@ -76,7 +77,7 @@ class Pictures:
     def __post_init__(self) -> None:
         latency = [p for axis in self.axes for p in axis.pictures[:1]]
         throughput = [p for axis in self.axes for p in axis.pictures[1:]]
-        others = [self.overview, self.crossover, *latency, self.memory, *self.tradeoffs, self.roofline, self.exponents]
+        others = [self.overview, self.crossover, *latency, self.memory, *self.tradeoffs, self.roofline, self.exponents, self.memory_parts]
         others += [self.energy, self.ceiling, self.routing]
         self.every = [picture for picture in (*others, *throughput) if picture is not None]
 
@@ -96,6 +97,7 @@ def draw(view: View, prefix: str) -> Pictures:
         crossover=crossover_picture(view, prefix),
         exponents=exponents_picture(view, prefix),
         memory=memory_picture(view, prefix),
+        memory_parts=memory_parts_picture(view, prefix),
         tradeoffs=[p for costs in TRADEOFFS if (p := tradeoff_picture(view, *costs, prefix)) is not None],
         roofline=roof_picture(view, prefix),
         ceiling=ceiling_picture(view, prefix),
@@ -197,6 +199,7 @@ def _run(view: View, pictures: Pictures, prefix: str) -> dict[str, Any]:
                 "axes",
                 "exponents",
                 "memory",
+                "memory_parts",
                 "tradeoffs",
                 "roofline",
                 "ceiling",

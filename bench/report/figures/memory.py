@@ -1,18 +1,22 @@
-"""Peak memory of a call beside what any implementation must hold, for a few workloads."""
+"""Peak memory of a call beside what it should be by the analytic model, and what that is made of."""
 
 from __future__ import annotations
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
+from bench.memory_model import PARTS
 from bench.report.figures.canvas import Picture, finish, grid, headline, log_axis
 from bench.report.slices import evenly
 from bench.report.style import BYTE_UNITS, HOLLOW, INK, MUTED, house_style, scale_for
 from bench.report.view import View
 
 MAX_PANELS = 4
-_COLUMNS = ("peak_memory_bytes", "os_peak_bytes", "analytic_peak_bytes", "weight_bytes")
+_MODELLED = "allocator's peak by the analytic model"
+_COLUMNS = ("peak_memory_bytes", "os_peak_bytes", "analytic_peak_bytes", "weight_bytes", "predicted_peak_bytes")
+PART_COLOURS = dict(zip(PARTS, ("#0072B2", "#999999", "#56B4E9", "#E69F00", "#F0E442", "#CC79A7"), strict=True))
 
 
 def best_covered(view: View, rows: pd.DataFrame, limit: int) -> list[str]:
@@ -24,7 +28,7 @@ def best_covered(view: View, rows: pd.DataFrame, limit: int) -> list[str]:
 
 
 def memory_picture(view: View, slug_prefix: str = "") -> Picture | None:
-    """Allocator's and system's peak of each implementation, with the weights and the analytic least beside them."""
+    """Allocator's and system's peak of each implementation, with the analytic ones and the weights beside them."""
     rows = view.frame[view.frame["peak_memory_bytes"].fillna(0) > 0]
     shown = best_covered(view, rows, MAX_PANELS)
     if not shown:
@@ -48,6 +52,7 @@ def memory_picture(view: View, slug_prefix: str = "") -> Picture | None:
                 Line2D(
                     [], [], color=INK, marker="|", markersize=11, linewidth=0, label="least that any needs (analytic)"
                 ),
+                Line2D([], [], color=INK, marker="D", markersize=7, linewidth=0, markerfacecolor="none", label=_MODELLED),
                 Line2D([], [], color=MUTED, marker="x", linewidth=0, label="weights, not in the peak"),
             ],
             loc="outside lower left",
@@ -61,12 +66,64 @@ def memory_picture(view: View, slug_prefix: str = "") -> Picture | None:
     caption = (
         "The filled mark is the peak of bytes that the call allocated beyond the weights, counted by the allocator; it "
         "is exact and has no interval. The hollow one is the operating system's or driver's figure, which also sees "
-        "scratch memory of libraries. The upright line is the least that any implementation must allocate, and the "
-        "cross the weights themselves."
+        "scratch memory of libraries. The diamond is what the implementation's analytic model says that its allocator's "
+        "peak should be; where the two differ, one of them does what nobody thought of. The upright line is the least "
+        "that any implementation must allocate, and the cross the weights themselves."
     )
     if len(shown) < len(view.workloads):
         caption += f" {len(shown)} of {len(view.workloads)} workloads are drawn; the table has all."
     return finish(figure, f"{slug_prefix}memory", title, caption)
+
+
+def memory_parts_picture(view: View, slug_prefix: str = "") -> Picture | None:
+    """What the peak of each implementation is made of by its analytic model, beside the measured peak."""
+    rows = view.frame[view.frame["predicted_peak_bytes"].fillna(0) > 0]
+    shown = best_covered(view, rows, MAX_PANELS)
+    if not shown:
+        return None
+    rows = rows[rows["workload_id"].isin(shown)]
+    size, unit = scale_for(rows["predicted_peak_bytes"], BYTE_UNITS)
+    impls = [impl for impl in view.looks if impl in set(rows["impl"])]
+    figure, panels = grid(len(shown), min(2, len(shown)), 0.75 + 0.27 * len(impls))
+    with house_style():
+        for i, (panel, workload_id) in enumerate(zip(panels, shown, strict=True)):
+            panel.set_title(view.workloads[workload_id], fontsize=9)
+            _stack(panel, rows[rows["workload_id"] == workload_id], impls, size)
+            if i >= len(panels) - 2:
+                panel.set_xlabel(f"{unit}  (further left is better)")
+        patches = [Patch(color=colour, label=part) for part, colour in PART_COLOURS.items()]
+        measured = Line2D([], [], color=INK, marker="|", markersize=12, linewidth=0, label="measured")
+        figure.legend(
+            handles=[*patches, measured], loc="outside lower left", ncols=7, frameon=False, labelcolor=MUTED, fontsize=8
+        )
+    title = "What the peak is made of"
+    headline(figure, title, view.slice_words)
+    caption = (
+        "Bars are the bytes alive at the worst moment of a call by each implementation's analytic model, from the "
+        "routing that happened: the output, the routing, dispatched copies of tokens, activations, workspace and "
+        "gradients. The upright line is the peak that the allocator measured. Weights and the input come before the "
+        "call and are not in it. Implementations without a model have no bar."
+    )
+    return finish(figure, f"{slug_prefix}memory-parts", title, caption)
+
+
+def _stack(panel: Axes, rows: pd.DataFrame, impls: list[str], size: float) -> None:
+    """One bar an implementation, its parts side by side from zero."""
+    by_impl = rows.drop_duplicates("impl").set_index("impl")
+    found = [(height, impl) for height, impl in enumerate(impls) if impl in by_impl.index]
+    heights = [height for height, _ in found]
+    begins = [0.0] * len(found)
+    for part, colour in PART_COLOURS.items():
+        widths = [float(by_impl.loc[impl, f"predicted_{part}_bytes"]) / size for _, impl in found]  # type: ignore[arg-type] # a scalar: the index is unique
+        panel.barh(heights, widths, left=begins, height=0.62, color=colour, zorder=2)
+        begins = [begin + width for begin, width in zip(begins, widths, strict=True)]
+    measured = [float(by_impl.loc[impl, "peak_memory_bytes"]) / size for _, impl in found]  # type: ignore[arg-type] # a scalar: the index is unique
+    panel.plot(measured, heights, marker="|", markersize=13, markeredgewidth=1.6, color=INK, linewidth=0, zorder=3)
+    panel.set_yticks(range(len(impls)), impls)
+    panel.set_ylim(len(impls) - 0.4, -0.6)
+    panel.set_xlim(left=0)
+    panel.grid(visible=False, axis="y")
+    panel.tick_params(axis="y", length=0)
 
 
 def _draw(panel: Axes, view: View, rows: pd.DataFrame, impls: list[str], size: float) -> None:
@@ -77,7 +134,7 @@ def _draw(panel: Axes, view: View, rows: pd.DataFrame, impls: list[str], size: f
         if impl not in by_impl.index:
             continue
         look = view.looks[impl]
-        peak, system, least, weights = (float(by_impl.loc[impl, name]) / size for name in _COLUMNS)  # type: ignore[arg-type] # a scalar: the index is unique
+        peak, system, least, weights, modelled = (float(by_impl.loc[impl, name]) / size for name in _COLUMNS)  # type: ignore[arg-type] # a scalar: the index is unique
         panel.hlines(height, left, peak, color=look.colour, linewidth=2.4, alpha=0.45, zorder=2)
         panel.plot(
             peak,
@@ -92,6 +149,8 @@ def _draw(panel: Axes, view: View, rows: pd.DataFrame, impls: list[str], size: f
             panel.plot(system, height, marker="o", color=look.colour, markersize=7, markerfacecolor="none", zorder=4)
         if least > 0:
             panel.plot(least, height, marker="|", color=INK, markersize=11, zorder=6)
+        if modelled > 0:
+            panel.plot(modelled, height, marker="D", color=INK, markersize=8.5, markerfacecolor="none", zorder=4)
         panel.plot(weights, height, marker="x", color=MUTED, markersize=5, zorder=3)
     panel.set_yticks(range(len(impls)), impls)
     panel.set_ylim(len(impls) - 0.4, -0.6)

@@ -125,6 +125,9 @@ def _workload(e: int, k: int, capacity: Any, t: int) -> dict[str, Any]:
     return {**fields, "workload_id": stable_id(fields)}
 
 
+PARTS = {"output": 5, "routing": 2, "dispatched": 20, "activations": 52, "workspace": 15, "gradients": 5}  # percent
+
+
 def _row(
     workload: dict[str, Any],
     impl: str,
@@ -172,6 +175,8 @@ def _row(
         "peak_memory_bytes": peak if ok else None,
         "os_peak_bytes": int(peak * 1.2) if ok else None,
         "analytic_peak_bytes": t * 512 * 4 if ok else None,
+        "predicted_peak_bytes": int(peak * 0.99) if ok and routes else None,
+        **({f"predicted_{part}_bytes": share * peak // 100 for part, share in PARTS.items()} if ok and routes else {}),
         "weight_bytes": weight_bytes if ok else None,
         "prepared_bytes": 0 if ok else None,
         "prepare_s": 0.01 if ok else None,
