@@ -37,6 +37,8 @@ def run_command(
 
     folder = None if resume is None else run_folder(resume, results)
     sweep = load_sweep(source or DEFAULT_PRESET, overrides) if folder is None else _resumed(folder, source, overrides)
+    for sentence in () if quiet else sweep.left_out:
+        talk().print(sentence, markup=False)
     if dry_run:
         return _list_cases(sweep)
 

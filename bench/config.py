@@ -10,7 +10,7 @@ import itertools
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,12 @@ class Sweep:
 
     Attributes:
         source: name of the preset, or of the TOML file as it was given.
-        given: the document after overrides. What depends on the machine (device, threads) is written out, so that the
-            same document gives the same cases again, here or elsewhere.
+        given: the document after overrides. What depends on the machine (``all``, device, threads) is written out, so
+            that the same document gives the same cases again, here or elsewhere.
         seed: draws weights, tokens, routing and the order of rounds.
         cases: every case, workload by workload; those with ``spec.impossible`` are among them.
         measure: how long and how exactly to measure.
+        left_out: what ``all`` does not stand for here, and why, in sentences.
     """
 
     source: str
@@ -50,6 +51,7 @@ class Sweep:
     seed: int
     cases: list[Case]
     measure: Measure
+    left_out: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,13 @@ def parse_sweep(document: Mapping[str, Any], *, source: str, overrides: Mapping[
         raise ConfigError(f"{source} with the given overrides" if overrides else source, faults)
 
     devices = [_usable_device(name) for name in checked.workload.device]
-    given["workload"] |= {"device": _written(devices), "threads": _written(checked.workload.threads)}
-    cases = _expand(checked, devices)
+    impls, left_out = _all_named(checked.workload.impls, checked.layer.router)
+    given["workload"] |= {
+        "impls": _written(impls),
+        "device": _written(devices),
+        "threads": _written(checked.workload.threads),
+    }
+    cases = _expand(checked, impls, devices)
     possible = [case for case in cases if case.workload.layer.impossible is None]
     if not cases:
         raise RequestError(f"{source}: nothing is left to measure, [[exclude]] takes every case away")
@@ -128,7 +135,7 @@ def parse_sweep(document: Mapping[str, Any], *, source: str, overrides: Mapping[
         raise RequestError(
             f"{source}: no combination can run: {'; '.join(reasons)}. Lower [layer] top_k or raise num_experts."
         )
-    return Sweep(source, given, checked.workload.seed, cases, checked.measure)
+    return Sweep(source, given, checked.workload.seed, cases, checked.measure, left_out)
 
 
 def _read(source: str) -> str:
@@ -176,11 +183,11 @@ def _written(values: list[Any] | tuple[Any, ...]) -> Any:
     return unique[0] if len(unique) == 1 else unique
 
 
-def _expand(document: Document, devices: list[str]) -> list[Case]:
+def _expand(document: Document, impls: tuple[str, ...], devices: list[str]) -> list[Case]:
     layer, workload = document.layer, document.workload
     axes = {name: getattr(layer, name) for name in LAYER_AXES}
     axes |= {name: getattr(workload, name) for name in WORKLOAD_AXES} | {"device": devices}
-    axes["impls"] = _all_named(workload.impls)
+    axes["impls"] = impls
     num_cases = math.prod(len(values) for values in axes.values())
     if num_cases > MAX_CASES:
         raise RequestError(f"the axes multiply to {num_cases} cases, above {MAX_CASES}: shorten some of the lists")
@@ -197,15 +204,19 @@ def _expand(document: Document, devices: list[str]) -> list[Case]:
     return list(cases.values())
 
 
-def _all_named(impls: Iterable[str]) -> tuple[str, ...]:
-    """The implementations with ``all`` spelt out."""
-    return tuple(name for impl in impls for name in (registry.names() if impl == "all" else [impl]))
+def _all_named(impls: Iterable[str], routers: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The implementations with ``all`` spelt out, and what it leaves out: what could only be rows without a result."""
+    reasons = {name: registry.missing(name) or registry.idle(name, routers) for name in registry.names()}
+    usable = [name for name, reason in reasons.items() if reason is None]
+    named = tuple(dict.fromkeys(name for impl in impls for name in (usable if impl == "all" else [impl])))
+    left_out = [f"'all' leaves out {name}: {reason}" for name, reason in reasons.items() if reason]
+    return named, tuple(left_out) if "all" in impls else ()
 
 
 def _exclusion(table: dict[str, Any], device_names: Sequence[str], devices: Sequence[str]) -> dict[str, Any]:
     """An exclusion in terms of what the axes expand to: ``all`` spelt out, ``auto`` replaced by what it means here."""
     if "impls" in table:
-        table["impls"] = _all_named(table["impls"])
+        table["impls"] = [name for impl in table["impls"] for name in (registry.names() if impl == "all" else [impl])]
     if "device" in table:
         meaning = dict(zip(device_names, devices, strict=True))
         table["device"] = [meaning.get(name, name) for name in table["device"]]

@@ -66,7 +66,7 @@ def _impl(name: str) -> str:
             raise fault(f"should name a class after the colon, as in {path}:MyLayer")
         return name
     if name in registry.NO_ADAPTER:
-        raise fault(f"{name} cannot be run here: {registry.NO_ADAPTER[name]}")
+        raise fault(f"there is no adapter for it: {registry.NO_ADAPTER[name]}")
     names = registry.names()
     raise fault(
         f"no such implementation; there are {', '.join(names)}, 'all', or path/to/file.py:ClassName"
@@ -222,6 +222,8 @@ class Document(_Table):
     title: Text = ""
     question: Text = ""
     story: Text = ""
+    label: Text = ""  # whose layer it is, where it is a real model's
+    notes: tuple[Text, ...] = ()  # what a reader of the results must know of the layer
     layer: LayerTable
     workload: WorkloadTable
     measure: Measure = Measure()

@@ -13,7 +13,7 @@ from bench.config import presets
 from bench.errors import Exit
 from bench.store.log import find_runs
 from bench.table import Table
-from impls.registry import ENTRIES, names
+from impls.registry import ENTRIES, NO_ADAPTER, missing, names
 
 KINDS = ("impls", "presets", "runs")
 
@@ -42,7 +42,10 @@ def list_command(what: str | None, *, results: Path, as_json: bool) -> int:
 def listing(kind: str, results: Path) -> list[dict[str, Any]]:
     """The entries of one kind, as plain values."""
     if kind == "impls":
-        return [_impl(name) for name in names()]
+        return [_impl(name) for name in names()] + [
+            {"name": name, "semantics": None, "summary": "no adapter", "unavailable": reason}
+            for name, reason in NO_ADAPTER.items()
+        ]
     if kind == "presets":
         return [
             {"name": p.name, "title": p.title, "question": p.question, "story": p.story} for p in presets().values()
@@ -63,8 +66,13 @@ def listing(kind: str, results: Path) -> list[dict[str, Any]]:
 def _impl(name: str) -> dict[str, Any]:
     entry = ENTRIES.get(name)
     if entry is None:
-        return {"name": name, "semantics": None, "summary": "from an installed package"}
-    return {"name": name, "semantics": entry.semantics, "summary": entry.summary}
+        return {"name": name, "semantics": None, "summary": "from an installed package", "unavailable": None}
+    return {
+        "name": name,
+        "semantics": entry.semantics,
+        "summary": entry.summary,
+        "unavailable": missing(name),
+    }
 
 
 def _print_presets(entries: Sequence[Mapping[str, Any]]) -> None:

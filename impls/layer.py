@@ -101,7 +101,7 @@ class MoELayer(nn.Module, ABC):
         if not self.spec.scales_input:
             return self.compute(x_TD, routing)
         scaled_ND, single = _scaled_assignments(x_TD, routing)
-        return self.compute(scaled_ND, single).view(x_TD.shape[0], -1, x_TD.shape[1]).sum(1)
+        return self.compute(scaled_ND, single).view(*routing.expert_ids.shape, x_TD.shape[1]).sum(1)
 
     def _shared(self, x_TD: Tensor) -> Tensor | None:
         """What the shared experts give for every token, or None where there are none."""

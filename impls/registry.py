@@ -11,10 +11,13 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from impls.packages import MIXTURE_OF_EXPERTS, PYTORCH_MIXTURES, ST_MOE_PYTORCH, TRANSFORMERS, Package
 
 if TYPE_CHECKING:
     from impls.layer import MoELayer
@@ -38,11 +41,15 @@ class Entry:
         target: ``module:Class``.
         summary: what it does, in one line.
         semantics: what it computes: ``moe``, or a baseline's own label.
+        package: what it needs besides torch: it is somebody else's, a peer.
+        router: the one router that it executes; None where it takes any.
     """
 
     target: str
     summary: str
     semantics: str = "moe"
+    package: Package | None = None
+    router: str | None = None
 
 
 ENTRIES = {
@@ -50,6 +57,34 @@ ENTRIES = {
     "scatter_gather": Entry("impls.scatter_gather:ScatterGather", "padded capacity buffers and batched matmul"),
     "einsum": Entry("impls.einsum:Einsum", "GShard's dispatch and combine tensors"),
     "grouped": Entry("impls.grouped:Grouped", "sorted tokens and torch's grouped_mm"),
+    "batched": Entry("impls.batched:Batched", "weights gathered for every assignment, for few tokens"),
+    "loop_indexed": Entry("impls.loop_indexed:LoopIndexed", "the common loop on w[e]: backward quadratic in experts"),
+    "dense_masked": Entry("impls.dense_masked:DenseMasked", "every expert on every token, masked"),
+    "expert_choice": Entry(
+        "impls.expert_choice:ExpertChoice", "the tokens that each expert chose, gathered", router="expert_choice"
+    ),
+    "hf_eager": Entry("impls.peers.transformers:Eager", "transformers' loop in the model's file", package=TRANSFORMERS),
+    "hf_batched_mm": Entry(
+        "impls.peers.transformers:BatchedMM", "transformers' gathered weights and bmm", package=TRANSFORMERS
+    ),
+    "hf_grouped_mm": Entry(
+        "impls.peers.transformers:GroupedMM", "transformers' sorted tokens and grouped_mm", package=TRANSFORMERS
+    ),
+    "mixture_of_experts": Entry(
+        "impls.peers.lucidrains:MixtureOfExperts",
+        "lucidrains' layer with its own gate: top-2, one-hot dispatch",
+        package=MIXTURE_OF_EXPERTS,
+    ),
+    "st_moe": Entry(
+        "impls.peers.lucidrains:StMoePytorch",
+        "lucidrains' ST-MoE layer with its own gate: one-hot dispatch",
+        package=ST_MOE_PYTORCH,
+    ),
+    "pytorch_mixtures": Entry(
+        "impls.peers.pytorch_mixtures:PytorchMixtures",
+        "pytorch-mixtures' loop over a list of experts",
+        package=PYTORCH_MIXTURES,
+    ),
     "dense": Entry("impls.dense:Dense", "the first top_k experts as one FFN: same active FLOPs", "dense"),
     "dense_total": Entry("impls.dense:DenseTotal", "all experts as one FFN: same parameters", "dense_total"),
     "ensemble": Entry("impls.ensemble:Ensemble", "mean of all experts", "ensemble"),
@@ -57,6 +92,43 @@ ENTRIES = {
         "impls.ensemble:EnsembleWeighted", "all experts under the full softmax gate", "ensemble_weighted"
     ),
 }
+
+
+NO_ADAPTER = {
+    "tutel": "has no release on the package index; its repository would have to be built",
+    "scattermoe": "has no release on the package index; its kernels are Triton, which needs a GPU",
+    "fastmoe": "has no release on the package index; its repository would have to be built",
+    "megablocks": "0.10 needs stanford-stk, whose kernels are Triton, which needs a GPU",
+    "sonic-moe": "asks for Python 3.12 or later; its kernels are for Hopper and Blackwell GPUs",
+    "liger-kernel": "installs, but its kernels are Triton, which needs a GPU",
+    "soft-moe-pytorch": "runs, and computes something else: soft slots mix all tokens",
+    "switch-transformers": "computes something else: every expert sees every token, gates are scaled over a batch",
+}
+"""Public packages without an adapter, and why: none is written that could not be run and compared."""
+
+
+def missing(name: str) -> str | None:
+    """What an implementation of this project lacks besides torch, found without importing anything; None where nothing.
+
+    An installed entry point lacks nothing here: only its class can tell.
+    """
+    entry = ENTRIES.get(name)
+    return entry.package.missing() if entry and entry.package else None
+
+
+def idle(name: str, routers: Sequence[str]) -> str | None:
+    """Why none of ``routers`` gives an implementation of this project anything to do, or None."""
+    entry = ENTRIES.get(name)
+    if entry is None or entry.router is None or entry.router in routers:
+        return None
+    return f"it executes router {entry.router!r} only"
+
+
+def preloads(names: Iterable[str]) -> list[str]:
+    """Modules that a process should import once before it forks others that run these implementations."""
+    entries = (ENTRIES.get(name) for name in dict.fromkeys(names))
+    packages = {entry.package for entry in entries if entry and entry.package and not entry.package.missing()}
+    return sorted(module for package in packages for module in package.preload)
 
 
 def names() -> list[str]:

@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import select
 import signal
@@ -137,9 +138,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -P -m bench.runner.server", description=main.__doc__)
     parser.add_argument("--lifeline", type=int, required=True, help="file descriptor of the socket to the runner")
     parser.add_argument("--jobs", default=JOBS_MODULE, help="module with the jobs (default: %(default)s)")
+    parser.add_argument("--preload", nargs="*", default=[], help="modules to import once for all children")
     arguments = parser.parse_args()
     lifeline = socket.socket(fileno=arguments.lifeline)
     lifeline.set_inheritable(False)
+    for module in arguments.preload:
+        importlib.import_module(module)
     # A runner that is gone is an ordinary end.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         Server(lifeline, load_for_ever(arguments.jobs)).run()

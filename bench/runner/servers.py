@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -45,11 +46,13 @@ class ForkServer:
     Args:
         interrupt: makes every wait end when the user wants to stop.
         jobs: module whose ``perform`` does the jobs.
+        preload: modules that the process imports once, so that its workers need not.
     """
 
-    def __init__(self, interrupt: Interrupt, jobs: str = JOBS_MODULE) -> None:
+    def __init__(self, interrupt: Interrupt, jobs: str = JOBS_MODULE, preload: Iterable[str] = ()) -> None:
         self._interrupt = interrupt
         self._jobs = jobs
+        self._preload = tuple(preload)
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._tail = bytearray()
@@ -86,7 +89,7 @@ class ForkServer:
         command = [sys.executable, "-P", "-m", "bench.runner.server", "--lifeline", str(theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(
-                [*command, "--jobs", self._jobs],
+                [*command, "--jobs", self._jobs, "--preload", *self._preload],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

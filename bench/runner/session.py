@@ -18,7 +18,7 @@ from bench.runner.scratch import NoSpaceError, Scratch
 from bench.runner.servers import ForkServer
 from bench.store import log
 from bench.store.schema import AnyRecord, CaseRecord, NoteRecord, Record, SamplesRecord, Status
-from impls.registry import ENTRIES
+from impls.registry import ENTRIES, preloads
 
 R = TypeVar("R", bound=Record)
 # A workload's files are large and made once: they get more time than one call of a layer.
@@ -106,7 +106,7 @@ class Session:
 
     def new_server(self) -> ForkServer:
         """A fork server of this run, not started yet."""
-        return ForkServer(self.interrupt, self.jobs)
+        return ForkServer(self.interrupt, self.jobs, preloads(case.impl for case in self.sweep.cases))
 
     def of_kind(self, kind: type[R]) -> list[R]:
         """The records of one kind, in order."""

@@ -16,6 +16,7 @@ from bench.document import Measure
 from bench.environment import usable_cores
 from bench.errors import ConfigError, RequestError
 from bench.overrides import parse_value
+from impls import registry
 from impls.registry import ENTRIES, names
 from impls.spec import LayerSpec
 
@@ -70,8 +71,31 @@ def test_what_was_given_gives_the_same_sweep_again() -> None:
     assert first.given["workload"]["device"] != "auto"
 
 
-def test_all_stands_for_every_registered_name() -> None:
-    assert [case.impl for case in sweep(overrides={"workload.impls": "all"}).cases] == names()
+def test_all_stands_for_every_name_that_can_run_here_and_says_what_it_leaves_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    absent = {"hf_eager": "transformers is not installed", "st_moe": "st-moe-pytorch is not installed"}
+    monkeypatch.setattr(registry, "missing", absent.get)
+    found = sweep(overrides={"workload.impls": "all"})
+    kept = [name for name in names() if name not in (*absent, "expert_choice")]
+    assert [case.impl for case in found.cases] == kept == found.given["workload"]["impls"]
+    assert found.left_out == (
+        "'all' leaves out expert_choice: it executes router 'expert_choice' only",
+        "'all' leaves out hf_eager: transformers is not installed",
+        "'all' leaves out st_moe: st-moe-pytorch is not installed",
+    )
+
+
+def test_what_is_named_is_never_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "missing", lambda name: f"no {name}")
+    found = sweep(overrides={"workload.impls": ["loop", "hf_eager", "expert_choice"]})
+    assert [case.impl for case in found.cases] == ["loop", "hf_eager", "expert_choice"]
+    assert found.left_out == ()
+
+
+def test_a_package_without_an_adapter_says_why() -> None:
+    with pytest.raises(ConfigError, match="there is no adapter for it: has no release on the package index"):
+        sweep(overrides={"workload.impls": "tutel"})
 
 
 def test_short_forms_and_auto_are_written_out() -> None:
@@ -242,11 +266,15 @@ def test_measure_reads_durations() -> None:
     assert measured == Measure(budget_s=5400.0, timeout_s=20.5)
 
 
+def test_smoke_measures_every_implementation_of_ours_that_any_router_can_use() -> None:
+    ours = {name for name, entry in ENTRIES.items() if not entry.package and not entry.router}
+    assert {case.impl for case in load_sweep("smoke").cases} == ours
+
+
 @pytest.mark.parametrize("name", ["quick", "smoke"])
-def test_first_presets_measure_every_implementation_over_experts_top_k_and_capacity(name: str) -> None:
+def test_first_presets_vary_experts_top_k_and_capacity(name: str) -> None:
     found = load_sweep(name)
     layers = [case.workload.layer for case in found.cases]
-    assert {case.impl for case in found.cases} >= set(ENTRIES)
     for axis in ("num_experts", "top_k", "capacity_factor"):
         assert len({getattr(layer, axis) for layer in layers}) > 1
     assert all(layer.impossible is None for layer in layers)

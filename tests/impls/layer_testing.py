@@ -13,7 +13,7 @@ from impls.weights import Weights
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 8e-3}
 NEARLY_ZERO = 1e-2  # of the largest weight gradient
-EXACT = ["loop", "scatter_gather", "einsum", "grouped"]
+EXACT = ["loop", "scatter_gather", "einsum", "grouped", "batched", "loop_indexed", "dense_masked"]
 BASELINES = ["dense", "dense_total", "ensemble", "ensemble_weighted"]
 
 

@@ -75,6 +75,10 @@ def check(name: str, label: str, how: str, num_tokens: int, dtype: torch.dtype) 
         with pytest.raises(Unsupported, match="turns signs before relu"):
             build(name, spec, weights=weights, direction="train")
         return
+    if name == "batched" and dtype != torch.float32:
+        with pytest.raises(Unsupported, match="is rounded to"):
+            build(name, spec, weights=weights, direction="train")
+        return
     layer = build(name, spec, weights=weights, direction="train")
     routing = None if how == "router" else layer.route(x_TD, ids_TK)
     found = train_step(layer, x_TD, grad_TD, routing)
@@ -102,6 +106,35 @@ def test_uneven_routing_matches_the_reference(name: str, label: str, how: str) -
 @pytest.mark.parametrize("name", EXACT)
 def test_half_precision_matches_the_reference(name: str, label: str, dtype: torch.dtype) -> None:
     check(name, label, "router", 33, dtype)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 33])
+@pytest.mark.parametrize("capacity_factor", [None, 0.5, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_expert_choice_executed_as_defined_matches_the_reference(
+    dtype: torch.dtype, capacity_factor: float | None, num_tokens: int
+) -> None:
+    spec = make_spec(router="expert_choice", capacity_factor=capacity_factor, expert_bias=True, activation="gelu")
+    weights = make_weights(spec, dtype=dtype, seed=3)
+    x_TD, grad_TD = (make_tokens(num_tokens, 32, dtype=dtype, seed=seed) for seed in (0, 1))
+    executed, looped = (
+        train_step(build(name, spec, weights=weights, direction="train"), x_TD, grad_TD)
+        for name in ("expert_choice", "loop")
+    )
+    assert_same(executed, looped, 2 * TOLERANCE[dtype])  # each may be one tolerance from the truth
+
+
+def test_expert_choice_refuses_other_routers() -> None:
+    with pytest.raises(Unsupported, match="executes router 'expert_choice' only"):
+        build("expert_choice", make_spec())
+
+
+def test_batched_refuses_to_gather_past_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("impls.batched.MAX_GATHERED_BYTES", 2**20)
+    layer = build("batched", make_spec(d_model=64, d_ff=64))  # 48 KiB an expert
+    assert layer(make_tokens(10, 64)).shape == (10, 64)
+    with pytest.raises(Unsupported, match="each of 22 assignments takes"):
+        layer(make_tokens(11, 64))
 
 
 @pytest.mark.parametrize("name", ["ensemble", "ensemble_weighted"])
