@@ -10,6 +10,7 @@ import numpy as np
 
 from bench.analysis.model import Comparison, Estimate, Verdict
 from bench.analysis.statistics import (
+    FORECAST_CHANCE,
     MOST_PROCESSES,
     Floats,
     Spread,
@@ -58,7 +59,7 @@ def compare(
     # Pairs that get no verdict however clear they look are no part of the family that is corrected for.
     level = false_coverage_level(p_values[spread.count >= MIN_PROCESSES])
     half_width = spread.half_width(level)
-    more = _more_processes(spread, level)
+    more = more_processes(spread, level)
     return [
         _comparison(pair, *numbers, withheld=withheld)
         for pair, *numbers in zip(
@@ -134,14 +135,17 @@ def verdict_of(low: float, high: float) -> Verdict:
     return Verdict.INCONCLUSIVE
 
 
-def _more_processes(spread: Spread, level: float) -> list[int | None]:
-    """About how many more processes each comparison needs, if its mean and its spread stay what they are.
+def more_processes(spread: Spread, level: float) -> list[int | None]:
+    """About how many more processes each comparison needs for a verdict, four times in five.
 
-    Two things decide: an interval that no longer reaches 1, or one that no longer reaches the edge of the band. Either
-    comes with a half-width below the larger of the two distances.
+    If its mean and its spread are what they seem. Two things decide: an interval that no longer reaches 1, or one that
+    reaches neither edge of the band; whichever comes first.
     """
     distance = np.abs(spread.mean)
-    needed = processes_needed(np.maximum(distance, BAND - distance), spread.deviation, level)
+    apart = processes_needed(distance, spread.deviation, level, FORECAST_CHANCE)
+    # Two edges can be reached, so each has half of what is left of the chance.
+    inside = processes_needed(BAND - distance, spread.deviation, level, (1 + FORECAST_CHANCE) / 2)
+    needed = np.minimum(apart, inside)
     counts = spread.count.astype(int)
     return [
         None if count < 2 or total > MOST_PROCESSES else max(1, max(total, MIN_PROCESSES) - count)

@@ -13,6 +13,7 @@ processes, which is too coarse for a correction over more than a hundred compari
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 from bench.store.schema import Arm, SamplesRecord
 
@@ -32,6 +33,8 @@ ERROR_RATE = 0.05
 """Share of false discoveries that is accepted over all comparisons of a run."""
 MOST_PROCESSES = 10_000
 """A forecast of more processes than this is no forecast."""
+FORECAST_CHANCE = 0.8
+"""How probable it is that as many processes as were forecast bring a verdict, if mean and spread are what they seem."""
 
 
 class Rounds(Protocol):
@@ -147,17 +150,47 @@ def false_coverage_level(p_values: Floats, rate: float = ERROR_RATE) -> float:
     return 1 - max(1, rejected) * rate / p_values.size
 
 
-def processes_needed(need: Floats, deviation: Floats, level: float) -> NDArray[np.int64]:
-    """Processes whose interval at ``level`` would have a half-width below ``need``, if the spread stays what it is.
+def processes_needed(need: Floats, deviation: Floats, level: float, chance: float) -> NDArray[np.int64]:
+    """Processes after which an interval at ``level`` probably no longer reaches a point ``need`` away from the truth.
+
+    The interval's middle is off by its own error as well, so a half-width of just ``need`` would do in one case of two;
+    the error that is exceeded with probability ``1 - chance`` is added to it.
 
     Returns:
         Counts from 2; ``MOST_PROCESSES + 1`` where that many would not be enough.
     """
     counts = np.arange(2, MOST_PROCESSES + 1, dtype=float)
-    falling = t_factor(counts, level)
+    falling = t_factor(counts, level) + stats.t.isf(1 - chance, counts - 1) / np.sqrt(counts)
     # -falling ascends; the first count whose factor is strictly below need / deviation. No spread: any count will do.
     target = np.divide(need, deviation, out=np.full(np.shape(need), np.inf), where=deviation > 0)
     return np.asarray(np.searchsorted(-falling, -target, side="right") + 2, dtype=np.int64)
+
+
+def smallest_effect(deviation: float, count: int, *, chance: float, level: float = 1 - ERROR_RATE) -> float:
+    """The smallest true log-ratio whose interval from ``count`` processes excludes 0, on its side, with ``chance``.
+
+    Args:
+        deviation: standard deviation of one process's log-ratio.
+        count: processes, at least 2.
+        chance: the power, between 0.5 and 1.
+        level: of the interval; one comparison's by default, a sweep's corrected one is wider.
+
+    Source: the power of Student's t test, whose statistic follows the noncentral t distribution.
+    """
+    threshold = stats.t.isf((1 - level) / 2, count - 1)
+
+    def lack(noncentrality: float) -> float:
+        return float(stats.nct.sf(threshold, count - 1, noncentrality)) - chance
+
+    # At twice the threshold and a few more, few statistics fall below the threshold, however few the processes.
+    return float(optimize.brentq(lack, 0.0, 2 * threshold + 10)) * deviation / math.sqrt(count)
+
+
+def deviation_interval(deviation: float, count: int, level: float = 0.9) -> tuple[float, float]:
+    """Interval of a standard deviation that was estimated from ``count`` normal units."""
+    squares = (count - 1) * deviation**2
+    most, least = (float(stats.chi2.isf(tail, count - 1)) for tail in ((1 - level) / 2, (1 + level) / 2))
+    return math.sqrt(squares / most), math.sqrt(squares / least)
 
 
 def median_interval(units: Floats, level: float = 0.95) -> tuple[float, float, float]:

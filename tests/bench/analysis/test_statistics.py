@@ -15,12 +15,14 @@ from scipy import stats
 from bench.analysis.statistics import (
     MOST_PROCESSES,
     Spread,
+    deviation_interval,
     false_coverage_level,
     half_widths,
     latency_units,
     median_interval,
     paired_units,
     processes_needed,
+    smallest_effect,
     t_factor,
 )
 from bench.cases import Case
@@ -130,21 +132,46 @@ def test_few_processes_give_their_whole_range() -> None:
     assert median_interval(np.array([3.0])) == (3.0, 3.0, 3.0)
 
 
-@given(st.floats(0.001, 0.1), st.floats(0.0001, 0.2), st.floats(0.9, 0.9999))
+@given(st.floats(0.001, 0.1), st.floats(0.0001, 0.2), st.floats(0.9, 0.9999), st.floats(0.5, 0.95))
 @settings(deadline=None, max_examples=50)
-def test_the_forecast_is_the_least_number_that_is_enough(need: float, deviation: float, level: float) -> None:
-    (total,) = processes_needed(np.array([need]), np.array([deviation]), level).tolist()
-    half_width = deviation * t_factor(np.array([total - 1.0, float(total)]), level)
+def test_the_forecast_is_the_least_number_that_is_enough(
+    need: float, deviation: float, level: float, chance: float
+) -> None:
+    (total,) = processes_needed(np.array([need]), np.array([deviation]), level, chance).tolist()
+    counts = np.array([total - 1.0, float(total)])
+    reach = deviation * (t_factor(counts, level) + stats.t.isf(1 - chance, np.maximum(counts - 1, 1)) / np.sqrt(counts))
     if total <= MOST_PROCESSES:
-        assert half_width[1] < need
+        assert reach[1] < need
     if total > 2:
-        assert half_width[0] >= need
+        assert reach[0] >= need
 
 
 def test_the_forecast_grows_with_the_spread_and_shrinks_with_the_need() -> None:
     spreads = np.linspace(0, 0.5, 40)
-    assert (np.diff(processes_needed(np.full(40, 0.01), spreads, 0.95)) >= 0).all()
-    assert (np.diff(processes_needed(spreads + 1e-9, np.full(40, 0.01), 0.95)) <= 0).all()
+    assert (np.diff(processes_needed(np.full(40, 0.01), spreads, 0.95, 0.8)) >= 0).all()
+    assert (np.diff(processes_needed(spreads + 1e-9, np.full(40, 0.01), 0.95, 0.8)) <= 0).all()
+
+
+def test_a_need_that_is_already_missed_is_never_met() -> None:
+    assert processes_needed(np.array([-0.001, 0.0]), np.array([0.01, 0.01]), 0.95, 0.8).tolist() == [
+        MOST_PROCESSES + 1,
+        MOST_PROCESSES + 1,
+    ]
+
+
+@pytest.mark.parametrize("count", [2, 6, 12, 20, 200])
+def test_the_smallest_effect_is_found_with_the_chance_that_is_asked_for(count: int) -> None:
+    effect = smallest_effect(0.01, count, chance=0.9)
+    units = np.random.default_rng(count).normal(effect, 0.01, (20_000, count))
+    spread = Spread(units.mean(axis=1), units.std(axis=1, ddof=1), np.full(len(units), float(count)))
+    assert (spread.mean > spread.half_width(0.95)).mean() == pytest.approx(0.9, abs=0.01)
+
+
+@pytest.mark.parametrize("count", [6, 12, 60])
+def test_the_interval_of_a_deviation_covers_it(count: int) -> None:
+    units = np.random.default_rng(count).normal(0, 0.02, (4000, count))
+    bounds = np.array([deviation_interval(float(unit.std(ddof=1)), count) for unit in units])
+    assert ((bounds[:, 0] <= 0.02) & (bounds[:, 1] >= 0.02)).mean() == pytest.approx(0.9, abs=0.02)
 
 
 def test_half_widths_are_those_of_the_ratio_to_the_fastest() -> None:
