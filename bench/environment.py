@@ -26,6 +26,7 @@ SETTINGS = re.compile(
     r"(MALLOC|OMP|KMP|GOMP|MKL|OPENBLAS|DNNL|ONEDNN|ATEN|TORCH|PYTORCH|CUBLAS|CUDA|NVIDIA)_\w+|LD_PRELOAD"
 )
 CPU = Path("/sys/devices/system/cpu")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def describe() -> dict[str, Any]:
@@ -75,8 +76,15 @@ def machine_key() -> str:
 
 
 def usable_cores() -> int:
-    """Processors that this process may run on: its affinity, not the machine's total."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processors this process may run on: its affinity, not the machine's total."""
+    return len(usable_core_numbers())
+
+
+def usable_core_numbers() -> frozenset[int]:
+    """The system's numbers of the processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
 
 
 def cpu_model() -> str:
@@ -102,23 +110,23 @@ def git_commit() -> str | None:
     return f"{commit}-dirty" if commit and changes else commit
 
 
-def governor() -> str | None:
+def governor(cpu: Path = CPU) -> str | None:
     """Frequency governor of the first processor, or None where the system does not tell."""
-    return _read(CPU / "cpu0/cpufreq/scaling_governor")
+    return _read(cpu / "cpu0/cpufreq/scaling_governor")
 
 
-def turbo() -> bool | None:
+def turbo(cpu: Path = CPU) -> bool | None:
     """Whether clocks may rise above the nominal one, or None where the system does not tell."""
-    no_turbo = _read(CPU / "intel_pstate/no_turbo")
+    no_turbo = _read(cpu / "intel_pstate/no_turbo")
     if no_turbo is not None:
         return no_turbo == "0"
-    boost = _read(CPU / "cpufreq/boost")
+    boost = _read(cpu / "cpufreq/boost")
     return None if boost is None else boost == "1"
 
 
-def is_virtual() -> bool | None:
+def is_virtual(cpuinfo: Path = CPUINFO) -> bool | None:
     """Whether a hypervisor is underneath, or None where the processor's flags are not told."""
-    flags = _cpuinfo("flags")
+    flags = _cpuinfo("flags", cpuinfo)
     return None if flags is None else "hypervisor" in flags.split()
 
 
@@ -148,8 +156,8 @@ def _caches() -> dict[str, int]:
     return caches
 
 
-def _cpuinfo(key: str) -> str | None:
-    match = re.search(rf"^{re.escape(key)}\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")) or "", re.MULTILINE)
+def _cpuinfo(key: str, path: Path = CPUINFO) -> str | None:
+    match = re.search(rf"^{re.escape(key)}\s*:\s*(.+)$", _read(path) or "", re.MULTILINE)
     return match[1] if match else None
 
 

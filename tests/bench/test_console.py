@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
-from bench import doctor
 from bench.console import Bar, Lines, make_progress
 from bench.runner.progress import Silent
 
@@ -44,29 +42,3 @@ def test_lines_come_with_a_new_phase_and_every_ten_seconds(
         "[2s] time: loop, about 1m 00s left",
         "[13s] time: loop, about 1m 00s left",
     ]
-
-
-def test_the_doctor_names_a_package_that_hides_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    # a checkout's own copy beside the installed one is a second package of that name, and found as such
-    path = [entry for entry in sys.path if not (Path(entry) / "bench").is_dir()]
-    monkeypatch.setattr(sys, "path", path)
-    assert {finding.name: finding.disturbs for finding in doctor.disturbances()}["names"] is False
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *path])
-    Path("bench.py").touch()
-    found = {finding.name: finding for finding in doctor.disturbances()}["names"]
-    assert found.disturbs
-    assert "bench in" in found.evidence
-
-
-def test_the_doctor_gives_every_disturbance_a_next_step() -> None:
-    findings = doctor.disturbances()
-    assert {"load", "cores", "memory", "names"} <= {finding.name for finding in findings}
-    assert all(bool(finding.next_step) == bool(finding.disturbs) for finding in findings)
-
-
-def test_the_doctor_compares_threads_with_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "100000")
-    found = {finding.name: finding for finding in doctor.disturbances()}["threads"]
-    assert found.disturbs
-    assert "OMP_NUM_THREADS=100000" in found.evidence
