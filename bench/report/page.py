@@ -77,8 +77,8 @@ class Pictures:
     def __post_init__(self) -> None:
         latency = [p for axis in self.axes for p in axis.pictures[:1]]
         throughput = [p for axis in self.axes for p in axis.pictures[1:]]
-        others = [self.overview, self.crossover, *latency, self.memory, *self.tradeoffs, self.roofline, self.exponents, self.memory_parts]
-        others += [self.energy, self.ceiling, self.routing]
+        others = [self.overview, self.crossover, *latency, self.memory, *self.tradeoffs, self.roofline, self.exponents]
+        others += [self.memory_parts, self.energy, self.ceiling, self.routing]
         self.every = [picture for picture in (*others, *throughput) if picture is not None]
 
 

@@ -52,7 +52,9 @@ def memory_picture(view: View, slug_prefix: str = "") -> Picture | None:
                 Line2D(
                     [], [], color=INK, marker="|", markersize=11, linewidth=0, label="least that any needs (analytic)"
                 ),
-                Line2D([], [], color=INK, marker="D", markersize=7, linewidth=0, markerfacecolor="none", label=_MODELLED),
+                Line2D(
+                    [], [], color=INK, marker="D", markersize=7, linewidth=0, markerfacecolor="none", label=_MODELLED
+                ),
                 Line2D([], [], color=MUTED, marker="x", linewidth=0, label="weights, not in the peak"),
             ],
             loc="outside lower left",
@@ -66,8 +68,8 @@ def memory_picture(view: View, slug_prefix: str = "") -> Picture | None:
     caption = (
         "The filled mark is the peak of bytes that the call allocated beyond the weights, counted by the allocator; it "
         "is exact and has no interval. The hollow one is the operating system's or driver's figure, which also sees "
-        "scratch memory of libraries. The diamond is what the implementation's analytic model says that its allocator's "
-        "peak should be; where the two differ, one of them does what nobody thought of. The upright line is the least "
+        "scratch memory of libraries. The diamond is what the implementation's analytic model says that the allocator's "
+        "peak is; where the two differ, one of them does what nobody thought of. The upright line is the least "
         "that any implementation must allocate, and the cross the weights themselves."
     )
     if len(shown) < len(view.workloads):
