@@ -232,15 +232,27 @@ def list_(
 
 
 @app.command
-def doctor(*, json: bool = False) -> int:
-    """Say what this machine can measure, and what would disturb it.
+def doctor(
+    *,
+    self_test: Annotated[bool, Parameter(negative="--no-self-test")] = True,
+    budget: str = "45s",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    json: bool = False,
+) -> int:
+    """Say what this machine can measure, what would disturb it, and how small a difference it can show.
+
+    The last is found by a self-test: identical code must not differ, a planted slowdown must be found. Exit code 1
+    where it fails.
 
     Args:
-        json: Print JSON.
+        self_test: Run the self-test, as is done unless --no-self-test is given.
+        budget: Time for the self-test.
+        device: Where the self-test runs: a GPU where there is one, unless told otherwise.
+        json: Print one JSON object.
     """
     from bench.doctor import doctor_command
 
-    return doctor_command(as_json=json)
+    return doctor_command(self_test=self_test, budget=budget, device=device, as_json=json)
 
 
 if __name__ == "__main__":
