@@ -26,6 +26,7 @@ app = App(
 RESULTS = Path("results")
 AXES = Group("Overrides (a comma makes an axis)", sort_key=2)
 Axis = Annotated[str | None, Parameter(group=AXES)]
+MODEL = Group("A real model's layer", sort_key=1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,10 +72,14 @@ def run(
     routing: Axis = None,
     threads: Axis = None,
     set_: Annotated[tuple[str, ...], Parameter(name="--set", group=AXES)] = (),
+    model: Annotated[str | None, Parameter(group=MODEL)] = None,
+    hf_config: Annotated[Path | None, Parameter(group=MODEL)] = None,
+    scale: Annotated[str | None, Parameter(group=MODEL)] = None,
     budget: str | None = None,
     seed: str | None = None,
     results: Path = RESULTS,
     resume: str | None = None,
+    profile: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -90,14 +95,19 @@ def run(
         routing: router, balanced, zipf:S, hot:P, or trace:FILE.npy with recorded expert ids.
         threads: Threads of one operation on the CPU: a number, or `all`.
         set_: TABLE.KEY=VALUE[,VALUE] for any key of the sweep, as in layer.num_experts=8,64.
+        model: A real model's layer in place of the sweep's (`moebench list models`); --set still changes it.
+        hf_config: The same from a Hugging Face config.json, or the folder of a model.
+        scale: With either, a fraction such as 1/4 that divides its widths; experts and top-k stay.
         budget: Time for the whole run, as in 90s, 5m or 1h.
         seed: Draws weights, tokens, routing and order.
         results: Folder in which runs are kept; results by default.
         resume: Go on with this run: its id, its folder, or `latest`. A budget that was spent begins anew.
+        profile: Also say where time and memory go, in a pass of its own after the timing.
         dry_run: List the cases and the estimated time, and measure nothing.
         quiet: Show no progress and no summary.
     """
     from bench.commands import run_command
+    from bench.models import select
     from bench.overrides import overrides
 
     shortcuts = {
@@ -110,8 +120,69 @@ def run(
         "threads": threads,
         "seed": seed,
         "budget": budget,
+        "profile": "true" if profile else None,
     }
-    return run_command(source, overrides(set_, shortcuts), results=results, resume=resume, dry_run=dry_run, quiet=quiet)
+    return run_command(
+        source,
+        overrides(set_, shortcuts),
+        model=select(model, hf_config, scale),
+        results=results,
+        resume=resume,
+        dry_run=dry_run,
+        quiet=quiet,
+    )
+
+
+@app.command(name="profile")
+def profile_(
+    impl: str,
+    /,
+    source: str = "profile",
+    *,
+    tokens: Axis = None,
+    dtype: Axis = None,
+    device: Axis = None,
+    direction: Axis = None,
+    routing: Axis = None,
+    threads: Axis = None,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", group=AXES)] = (),
+    budget: str | None = None,
+    operators: int = 8,
+    results: Path = RESULTS,
+    quiet: bool = False,
+) -> int:
+    """Say where the time, the memory and the operations of implementations go. The last line is the run's folder.
+
+    Args:
+        impl: Implementations, as in loop,grouped: names, `all`, or path/to/file.py:ClassName.
+        source: A preset or a TOML file; `profile` by default.
+        tokens: Tokens in one call.
+        dtype: float32, bfloat16, float16, or fp32, bf16, fp16.
+        device: auto, cpu or cuda.
+        direction: forward or train.
+        routing: router, balanced, zipf:S, hot:P, or trace:FILE.npy with recorded expert ids.
+        threads: Threads of one operation on the CPU: a number, or `all`.
+        set_: TABLE.KEY=VALUE[,VALUE] for any key of the sweep, as in layer.num_experts=8,64.
+        budget: Time for the timing before it, as in 90s.
+        operators: How many operators to print of each implementation.
+        results: Folder in which runs are kept; results by default.
+        quiet: Show no progress.
+    """
+    from bench.overrides import overrides
+    from bench.profile_command import profile_command
+
+    shortcuts = {
+        "impl": impl,
+        "tokens": tokens,
+        "dtype": dtype,
+        "device": device,
+        "direction": direction,
+        "routing": routing,
+        "threads": threads,
+        "budget": budget,
+        "profile": "true",
+    }
+    return profile_command(source, overrides(set_, shortcuts), results=results, num_operators=operators, quiet=quiet)
 
 
 @app.command
@@ -158,6 +229,90 @@ def report(
     from bench.commands import report_command
 
     return report_command(runs or ("latest",), results=results, out=out)
+
+
+@app.command
+def compare(
+    base: str,
+    new: str,
+    source: str | None = None,
+    /,
+    *,
+    interleave: bool = False,
+    fail_if: tuple[str, ...] = (),
+    force: bool = False,
+    json: bool = False,
+    markdown: bool = False,
+    processes: int | None = None,
+    impl: Axis = None,
+    tokens: Axis = None,
+    dtype: Axis = None,
+    device: Axis = None,
+    direction: Axis = None,
+    routing: Axis = None,
+    threads: Axis = None,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", group=AXES)] = (),
+    budget: str | None = None,
+    seed: str | None = None,
+    results: Path = RESULTS,
+    quiet: bool = False,
+) -> int:
+    """Compare two runs, or with --interleave two versions of the code that are alive at once.
+
+    Exit code 3 where a limit of --fail-if is broken or a case is not ok any more, 4 where one is wrong now.
+
+    Args:
+        base: A run's id, its folder, or `latest`. With --interleave: a git ref, a folder, a wheel, or FILE.py[:Class].
+        new: What to compare with it, given in the same way.
+        source: With --interleave, the preset or TOML file that says what to measure; `quick` by default.
+        interleave: Measure both versions here, alternating sample by sample.
+        fail_if: A limit such as 'latency > 5%', also of memory, energy or accuracy; only a verdict breaks it.
+        force: Compare runs that are not comparable, and say so.
+        json: Print JSON, one object a case.
+        markdown: Print Markdown for a pull request.
+        processes: With --interleave, pairs of processes; 12 by default.
+        impl: With --interleave, as the following: as for `run`.
+        tokens: Tokens in one call.
+        dtype: float32, bfloat16, float16, or fp32, bf16, fp16.
+        device: auto, cpu or cuda.
+        direction: forward or train.
+        routing: router, balanced, zipf:S, hot:P, or trace:FILE.npy with recorded expert ids.
+        threads: Threads of one operation on the CPU: a number, or `all`.
+        set_: TABLE.KEY=VALUE[,VALUE] for any key of the sweep.
+        budget: Time for the whole comparison, as in 90s, 5m or 1h.
+        seed: Draws weights, tokens, routing and order.
+        results: Folder in which runs are kept, and earlier runs looked for; results by default.
+        quiet: Show no progress.
+    """
+    from bench.comparing.command import compare_command
+    from bench.overrides import overrides
+
+    if json and markdown:
+        raise RequestError("compare prints one format at a time: --json or --markdown")
+    shortcuts = {
+        "impl": impl,
+        "tokens": tokens,
+        "dtype": dtype,
+        "device": device,
+        "direction": direction,
+        "routing": routing,
+        "threads": threads,
+        "seed": seed,
+        "budget": budget,
+    }
+    return compare_command(
+        base,
+        new,
+        source,
+        overrides(set_, shortcuts),
+        interleave=interleave,
+        processes=processes,
+        fail_if=fail_if,
+        force=force,
+        results=results,
+        style="json" if json else "markdown" if markdown else "",
+        quiet=quiet,
+    )
 
 
 @app.command
@@ -211,15 +366,45 @@ def advise(
     )
 
 
+@app.command
+def check(
+    *impls: str,
+    tokens: str | None = None,
+    dtype: str | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
+    seed: int = 0,
+    json: bool = False,
+) -> int:
+    """Check that implementations compute what they should, in every way that they are called; times nothing.
+
+    Exit code 4 where one gives wrong numbers, 1 where one crashes, 2 where a name leads nowhere.
+
+    Args:
+        impls: Names, or path/to/file.py:ClassName.
+        tokens: Tokens in one call, instead of the battery's own; a comma runs it for each.
+        dtype: Number formats: float32, bfloat16, float16, or fp32, bf16, fp16. All three by default.
+        device: Where.
+        set_: layer.NAME=VALUE, a layer nearer to yours than the battery's own, as in layer.num_experts=64.
+        seed: Draws weights, tokens and routing.
+        json: Print JSON, one object an implementation.
+    """
+    from bench.conformance.command import check_command
+
+    if not impls:
+        raise RequestError("check needs an implementation: a name (`moebench list impls`) or path/to/file.py:ClassName")
+    return check_command(impls, tokens=tokens, dtype=dtype, device=device, assignments=set_, seed=seed, as_json=json)
+
+
 @app.command(name="list")
 def list_(
-    what: Literal["impls", "presets", "runs"] | None = None,
+    what: Literal["impls", "presets", "models", "runs"] | None = None,
     /,
     *,
     json: bool = False,
     results: Path = RESULTS,
 ) -> int:
-    """List implementations, presets or runs; all three by default.
+    """List implementations, presets, models or runs; all of them by default.
 
     Args:
         what: Which of them.
@@ -229,6 +414,40 @@ def list_(
     from bench.listing import list_command
 
     return list_command(what, results=results, as_json=json)
+
+
+@app.command
+def trace(
+    model: str,
+    /,
+    *,
+    out: Path,
+    text: Path | None = None,
+    ids: Path | None = None,
+    random: int | None = None,
+    max_tokens: int = 8192,
+    layer: tuple[int, ...] = (),
+    seed: int = 0,
+) -> int:
+    """Record which experts a real model sends its tokens to; prints the files for `run --routing trace:FILE`.
+
+    Needs the package transformers and a model on this machine; nothing is downloaded.
+
+    Args:
+        model: The folder of a saved model, or the name of one in transformers' cache.
+        out: Folder for one .npy a layer with experts.
+        text: A text file, read by the model's tokenizer.
+        ids: Token ids in a .npy file, where there is no tokenizer.
+        random: So many random token ids: a trained router's loads on noise, not on language.
+        max_tokens: Use no more tokens than this.
+        layer: Number of a layer to record; repeat it for several. All by default.
+        seed: Draws random token ids.
+    """
+    from bench.trace_command import trace_command
+
+    return trace_command(
+        model, text=text, ids=ids, random=random, out=out, max_tokens=max_tokens, layers=layer, seed=seed
+    )
 
 
 @app.command

@@ -13,6 +13,7 @@ from bench import units
 from bench.config import Sweep, load_sweep, parse_sweep
 from bench.errors import Exit, RequestError
 from bench.estimate import estimate
+from bench.models import Selection
 from bench.runs import analysis_of, run_folder
 from bench.store.log import read_info
 from bench.store.schema import Status
@@ -27,6 +28,7 @@ def run_command(
     source: str | None,
     overrides: Mapping[str, object],
     *,
+    model: Selection | None = None,
     results: Path,
     resume: str | None,
     dry_run: bool,
@@ -36,8 +38,11 @@ def run_command(
     from bench.console import make_progress, print_summary, talk
 
     folder = None if resume is None else run_folder(resume, results)
-    sweep = load_sweep(source or DEFAULT_PRESET, overrides) if folder is None else _resumed(folder, source, overrides)
-    for sentence in () if quiet else sweep.left_out:
+    if folder is None:
+        sweep = load_sweep(source or DEFAULT_PRESET, overrides, model=model)
+    else:
+        sweep = _resumed(folder, source, overrides, model)
+    for sentence in () if quiet else (*sweep.left_out, *sweep.notes):
         talk().print(sentence, markup=False)
     if dry_run:
         return _list_cases(sweep)
@@ -81,7 +86,8 @@ def show_command(run: str, *, results: Path, style: str) -> int:
     elif style == "markdown":
         print(markdown(short_table(analysis)))
     else:
-        print_table(data(), short_table(analysis), title=f"{analysis.info.run_id} on {analysis.info.machine}")
+        info = analysis.info
+        print_table(data(), short_table(analysis), title=f"{info.run_id} on {info.machine}: {info.title}")
     for warning in analysis.warnings:
         talk().print(f"Warning: {warning}", markup=False)
     return Exit.OK
@@ -103,10 +109,10 @@ def report_command(runs: Sequence[str], *, results: Path, out: Path | None) -> i
     return Exit.OK
 
 
-def _resumed(folder: Path, source: str | None, overrides: Mapping[str, object]) -> Sweep:
+def _resumed(folder: Path, source: str | None, overrides: Mapping[str, object], model: Selection | None) -> Sweep:
     """The sweep that a run was asked for, from its own record."""
-    if source is not None or overrides:
-        what = ", ".join(filter(None, [source, *overrides]))
+    if source is not None or overrides or model:
+        what = ", ".join(filter(None, [source, *overrides, model.label if model else None]))
         raise RequestError(
             f"--resume goes on with what {folder.name} was asked for and takes nothing else: leave out {what}"
         )
@@ -120,7 +126,7 @@ def _list_cases(sweep: Sweep) -> int:
     from bench.table import sweep_table
 
     table = sweep_table(sweep.cases)
-    print_table(data(), table, title=f"{sweep.source}: {_count(sweep.cases, 'case')}")
+    print_table(data(), table, title=f"{sweep.title}: {_count(sweep.cases, 'case')}")
     estimated = estimate(sweep)
     workloads = {case.workload.id for case in sweep.cases}
     text = (

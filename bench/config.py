@@ -22,6 +22,7 @@ from bench.document import Document, LayerTable, Measure, WorkloadTable
 from bench.errors import ConfigError, RequestError
 from bench.faults import nearest, sentences
 from bench.gpus import why_no_cuda
+from bench.models import Selection
 from impls import registry
 from impls.spec import LayerSpec
 
@@ -52,6 +53,17 @@ class Sweep:
     cases: list[Case]
     measure: Measure
     left_out: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def title(self) -> str:
+        """The source, and the label of the model whose layer it was given."""
+        label = self.given.get("label")
+        return f"{self.source}, {label}" if label else self.source
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the results must know of that layer."""
+        return tuple(self.given.get("notes", ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +96,15 @@ def presets() -> dict[str, Preset]:
     return found
 
 
-def load_sweep(source: str | Path, overrides: Mapping[str, object] | None = None) -> Sweep:
+def load_sweep(
+    source: str | Path, overrides: Mapping[str, object] | None = None, *, model: Selection | None = None
+) -> Sweep:
     """The sweep of a preset's name or a TOML file.
 
     Args:
         source: a preset's name, or the path of a TOML file.
         overrides: ``table.key`` -> the value or list of values to use instead of the file's.
+        model: a real model's layer to use instead of the file's; overrides apply to it.
 
     Raises:
         ConfigError: with every fault of the document.
@@ -100,16 +115,23 @@ def load_sweep(source: str | Path, overrides: Mapping[str, object] | None = None
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or lists without end
         raise ConfigError(str(source), [f"not valid TOML: {error}"]) from None
-    return parse_sweep(document, source=str(source), overrides=overrides)
+    return parse_sweep(document, source=str(source), overrides=overrides, model=model)
 
 
-def parse_sweep(document: Mapping[str, Any], *, source: str, overrides: Mapping[str, object] | None = None) -> Sweep:
+def parse_sweep(
+    document: Mapping[str, Any],
+    *,
+    source: str,
+    overrides: Mapping[str, object] | None = None,
+    model: Selection | None = None,
+) -> Sweep:
     """The sweep of a document that is already read: the Python interface's and a resumed run's way in.
 
     Raises:
         ConfigError, RequestError: as :func:`load_sweep`.
     """
-    given, faults = _override(document, overrides or {})
+    overrides = overrides or {}
+    given, faults = _override(model.put_into(document, overrides) if model else document, overrides)
     checked = None
     try:
         # the file knows the keys of its own (`budget`), not the attributes that they end up in (`budget_s`)

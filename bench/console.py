@@ -110,7 +110,9 @@ class Lines:
 
 def print_table(console: Console, table: Table, *, title: str) -> None:
     """A table as wide as it needs to be; text from data is never read as markup."""
-    grid = RichTable(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    # not the grid's own title, which breaks at the grid's width
+    console.print(escape(title), style="table.title")
+    grid = RichTable(box=None, pad_edge=False, header_style="bold")
     for index, heading in enumerate(table.headings):
         is_number = heading in NUMBERS
         grid.add_column(

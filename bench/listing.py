@@ -1,4 +1,4 @@
-"""``moebench list``: the implementations, presets and runs that there are, for people or as JSON."""
+"""``moebench list``: the implementations, presets, models and runs that there are, for people or as JSON."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import units
 from bench.config import presets
 from bench.errors import Exit
+from bench.models import Model, models
 from bench.store.log import find_runs
 from bench.table import Table
 from impls.registry import ENTRIES, NO_ADAPTER, missing, names
+from impls.spec import LayerSpec
 
-KINDS = ("impls", "presets", "runs")
+KINDS = ("impls", "presets", "models", "runs")
 
 
 def list_command(what: str | None, *, results: Path, as_json: bool) -> int:
@@ -32,6 +35,9 @@ def list_command(what: str | None, *, results: Path, as_json: bool) -> int:
             print()
         if kind == "presets":
             _print_presets(entries)
+        elif kind == "models":
+            print_table(data(), _models_table(), title=kind)
+            print("† has values that no configuration file confirms; --json names them and the other fields")
         elif entries:
             print_table(data(), _table(entries), title=kind)
         else:
@@ -50,10 +56,12 @@ def listing(kind: str, results: Path) -> list[dict[str, Any]]:
         return [
             {"name": p.name, "title": p.title, "question": p.question, "story": p.story} for p in presets().values()
         ]
+    if kind == "models":
+        return [_model(model) for model in models().values()]
     return [
         {
             "run_id": found.folder.name,
-            "source": found.info.source if found.info else None,
+            "source": found.info.title if found.info else None,
             "machine": found.info.machine if found.info else None,
             "created": _utc(found.info.created_unix_s) if found.info else None,
             "folder": str(found.folder),
@@ -73,6 +81,48 @@ def _impl(name: str) -> dict[str, Any]:
         "summary": entry.summary,
         "unavailable": missing(name),
     }
+
+
+def _model(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        **{
+            key: value
+            for key, value in model.spec.to_dict().items()
+            if not key.startswith("capacity") and key != "router_seed"
+        },
+        "layer_parameters": model.num_layer_parameters,
+        "layers": model.layers,
+        "model_layers": model.model_layers,
+        "config": model.config,
+        "unconfirmed": list(model.unconfirmed),
+        "note": model.note or None,
+    }
+
+
+def _models_table() -> Table:
+    """The sizes that tell models apart, and what one layer weighs."""
+    headings = ("name", "d_model", "d_ff", "experts", "top_k", "shared", "router", "layers", "bf16 layer", "config")
+    rows = [
+        [
+            model.name,
+            *(str(model.layer[key]) for key in ("d_model", "d_ff", "num_experts", "top_k")),
+            _shared(model.spec),
+            model.spec.router,
+            f"{'?' if model.layers is None else model.layers} of {model.model_layers}",
+            units.bytes_(2 * model.num_layer_parameters),
+            model.config + (" †" if model.unconfirmed else ""),
+        ]
+        for model in models().values()
+    ]
+    return Table("", headings, rows)
+
+
+def _shared(spec: LayerSpec) -> str:
+    if not spec.num_shared_experts:
+        return ""
+    width = spec.d_ff if spec.d_ff_shared is None else spec.d_ff_shared
+    return f"{spec.num_shared_experts} x {width}{' gated' * spec.shared_gate}"
 
 
 def _print_presets(entries: Sequence[Mapping[str, Any]]) -> None:

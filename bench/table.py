@@ -34,6 +34,7 @@ def short_table(analysis: Analysis) -> Table:
     frame = analysis.frame
     varying = [name for name in AXES if frame[name].astype(str).nunique() > 1]
     held = [f"{SHORT.get(name, name)} {frame[name].iloc[0]}" for name in AXES if name not in varying and len(frame)]
+    held = [*filter(None, [analysis.info.label]), *held]
     headings = ["impl", *(SHORT.get(name, name) for name in varying), "latency", "± %", "throughput"]
     headings += ["peak memory", "time / best", "verdict or reason"]
     rows = []

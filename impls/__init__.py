@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from impls.factory import Availability, available, build
+    from impls.huggingface.blocks import from_huggingface
     from impls.layer import MoELayer, Unsupported
     from impls.routing import Routing
     from impls.spec import LayerSpec
 
-__all__ = ["Availability", "LayerSpec", "MoELayer", "Routing", "Unsupported", "available", "build"]
+__all__ = ["Availability", "LayerSpec", "MoELayer", "Routing", "Unsupported", "available", "build", "from_huggingface"]
 
 _HOMES = {
     "Availability": "impls.factory",
@@ -25,6 +26,7 @@ _HOMES = {
     "Unsupported": "impls.layer",
     "available": "impls.factory",
     "build": "impls.factory",
+    "from_huggingface": "impls.huggingface.blocks",
 }
 
 

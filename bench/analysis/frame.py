@@ -54,7 +54,7 @@ COLUMNS = (
     "predicted_peak_bytes", *PREDICTED_PARTS, "os_beyond_allocator_bytes", "energy_above_idle_j_per_token",
     "idle_power_w",
     "num_operators", "host_syncs", "distinct_results", "deterministic_ratio", "work_ratio", "workspace_bytes",
-    "allocator", "findings",
+    "allocator", "findings", "model",
 )  # fmt: skip
 """The columns, in the order of ``moebench show --csv``.
 
@@ -158,6 +158,7 @@ def build_frame(
     ceilings: Ceilings,
     winners: Sequence[Winner],
     sides: Mapping[tuple[str, str, str], Comparison],
+    model: str = "",
 ) -> pd.DataFrame:
     """Make the table.
 
@@ -168,11 +169,12 @@ def build_frame(
         ceilings: of the run.
         winners: of the run.
         sides: comparisons by ``(workload_id, impl, base)``.
+        model: label of the real model whose layer the cases have; empty where it is none's.
     """
     fastest = {winner.workload_id: winner.impl or next(iter(winner.contenders), "") for winner in winners}
     rows = []
     for record in sorted(cases.values(), key=_sort_key):
-        row = _described(record)
+        row = _described(record) | {"model": model}
         if record.qualified is not None:
             gaps = dict(record.qualified.gaps)
             row |= _qualified(record.qualified, gaps)

@@ -75,6 +75,7 @@ def analyse(info: RunInfo, records: Sequence[AnyRecord], faults: Sequence[str] =
         ceilings=ceilings,
         winners=winners,
         sides=against(comparisons),
+        model=info.label,
     )
     profiles = {r.case_id: r.profile for r in records if isinstance(r, ProfileRecord) and r.profile is not None}
     finished = _finished(records)

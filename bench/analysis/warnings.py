@@ -48,6 +48,7 @@ def collect_warnings(
         if isinstance(record, CaseRecord) and record.qualified and record.qualified.routing
         if record.qualified.routing.note
     ]
+    found += [str(note) for note in info.config.get("notes") or ()]
     found += _environments(info, records)
     found += _table(info, frame)
     found += _processes(timings)

@@ -157,7 +157,9 @@ class View:
         fixed = self.fixed
         off = {name for name in ("router_bias", "expert_bias", "num_shared_experts") if not fixed.get(name, True)}
         off |= {name for name, usual in LATER_FIELDS.items() if fixed.get(name) == usual}
-        return describe({name: value for name, value in fixed.items() if name not in quiet | off})
+        words = describe({name: value for name, value in fixed.items() if name not in quiet | off})
+        label = without_paths(self.analysis.info.label)
+        return " · ".join(filter(None, [label, words]))
 
     @property
     def timed(self) -> pd.DataFrame:

@@ -437,3 +437,13 @@ class RunInfo(BaseModel):
     git_commit: str | None
     environment: dict[str, Any]
     environment_hash: str
+
+    @property
+    def label(self) -> str:
+        """Whose layer was measured, as in ``qwen3-30b-a3b at 1/4``; empty where it is no real model's."""
+        return str(self.config.get("label") or "")
+
+    @property
+    def title(self) -> str:
+        """The sweep, and the model that it was made with."""
+        return f"{self.source}, {self.label}" if self.label else self.source

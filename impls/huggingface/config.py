@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from impls.huggingface.families import FAMILIES, Family
 
@@ -120,7 +120,7 @@ def _with_experts(config: Mapping[str, Any], depth: int = 0) -> Mapping[str, Any
     return next((found for value in nested if (found := _with_experts(value, depth + 1)) is not None), None)
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -175,7 +175,7 @@ class _Reader:
         elif not _is_count(value) or value < 1:
             self.faults.append(f"the {what} should be a whole number from 1 upwards, found {value!r}")
         else:
-            return int(value)
+            return value
         return 1  # stands for a fault, which ends the reading
 
     def number(self, keys: Sequence[str]) -> float | None:
