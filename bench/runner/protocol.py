@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from bench.cases import Case, Workload
+from bench.conformance.battery import Probe
 from bench.store.profiles import Profile
 from bench.store.schema import Arm, Disturbance, EnergyReading, Qualified, Status
 
@@ -121,8 +122,23 @@ class ProfileJob(_Message):
     time_budget_s: float
 
 
+class ConformJob(_Message):
+    """Check an implementation with probes of the conformance battery.
+
+    Attributes:
+        impl: the implementation.
+        probes: what to check.
+        file: where the outcomes go, a line each, as soon as they are known.
+    """
+
+    job: Literal["conform"] = "conform"
+    impl: str
+    probes: list[Probe]
+    file: str
+
+
 Job = Annotated[
-    MaterialiseJob | TruthJob | QualifyJob | TimeJob | ControlJob | CeilingJob | EnergyJob | ProfileJob,
+    MaterialiseJob | TruthJob | QualifyJob | TimeJob | ControlJob | CeilingJob | EnergyJob | ProfileJob | ConformJob,
     Field(discriminator="job"),
 ]
 job_adapter: TypeAdapter[Job] = TypeAdapter(Job)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.runner.jobs.ceiling import measure_ceiling_job
+from bench.runner.jobs.conform import conform
 from bench.runner.jobs.control import time_control
 from bench.runner.jobs.energy import measure_energy_job
 from bench.runner.jobs.failures import failed
@@ -20,6 +21,7 @@ from bench.runner.protocol import (
     Announce,
     Answer,
     CeilingJob,
+    ConformJob,
     ControlJob,
     EnergyJob,
     Job,
@@ -57,6 +59,8 @@ def perform(job: Job, announce: Callable[[Announce], None]) -> Answer:
                 return time_control(job, announce)
             case CeilingJob():
                 return measure_ceiling_job(job, announce)
+            case ConformJob():
+                return conform(job, announce)
             case EnergyJob():
                 return measure_energy_job(job, announce)
             case ProfileJob():

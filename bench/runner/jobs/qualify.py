@@ -54,7 +54,7 @@ def _qualify(case: Case, folder: Path, announce: Callable[[Announce], None]) -> 
     prepare_s = _seconds(layer.prepare, device)
 
     announce(Announce(case_id=case.id, what="check"))
-    routing = _routing(layer, shared) if layer.routes else None
+    routing = routing_of(layer, shared) if layer.routes else None
     truth = read_truth(folder, semantics)
     checked, first_call_s = _check(layer, shared, truth, routing, device)
     shared.require_unchanged()
@@ -68,7 +68,7 @@ def _qualify(case: Case, folder: Path, announce: Callable[[Announce], None]) -> 
     rough_latency_s = min(_seconds(call, device) for _ in range(_ROUGH_CALLS))
     announce(Announce(case_id=case.id, what="memory"))
     peak = measure_peak(call, device)
-    facts = None if routing is None else _facts(routing, shared.note)
+    facts = None if routing is None else facts_of(routing, shared.note)
     announce(Announce(case_id=case.id, what="conduct"))
     conduct = behaviour(layer, shared, device, rough_latency_s=rough_latency_s, routing=facts)
     loads = None if facts is None else facts.tokens_per_expert
@@ -106,7 +106,7 @@ def _seconds(call: Call, device: Device) -> float:
     return time.perf_counter() - start_s
 
 
-def _routing(layer: MoELayer, shared: Shared) -> Routing:
+def routing_of(layer: MoELayer, shared: Shared) -> Routing:
     """The routing of the layer's own call, checked by value."""
     forced = shared.routing
     with torch.no_grad():
@@ -160,7 +160,8 @@ def _only(gradient_TD: torch.Tensor | None, tokens_n: torch.Tensor) -> torch.Ten
     return only_TD
 
 
-def _facts(routing: Routing, note: str) -> RoutingFacts:
+def facts_of(routing: Routing, note: str) -> RoutingFacts:
+    """What happened to the assignments."""
     ids_TK, E = routing.expert_ids, routing.num_experts
     num_assignments = ids_TK.numel()
     kept_E = torch.bincount(ids_TK[routing.kept], minlength=E)

@@ -1,0 +1,1 @@
+"""Whether a layer computes what it should, in every way that it is called: `moebench check`."""

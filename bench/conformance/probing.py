@@ -1,0 +1,252 @@
+"""Runs one probe in this process: makes its tensors, calls the layer in the probe's manner, and judges the result.
+
+T tokens, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.cases import Case
+from bench.check import Checked, check_result
+from bench.conformance.battery import Outcome, Probe
+from bench.conformance.diagnosis import diagnose
+from bench.measure.device import open_device
+from bench.runner.jobs.behaviour import behaviour
+from bench.runner.jobs.building import build_case
+from bench.runner.jobs.failures import WrongResultError, declared
+from bench.runner.jobs.materialise import materialise
+from bench.runner.jobs.qualify import facts_of, routing_of
+from bench.runner.jobs.shared import Shared, gradients_dropped, open_shared
+from bench.runner.jobs.truth import StoredTruth, compute_truth, read_truth
+from bench.runner.protocol import MaterialiseJob, TruthJob
+from bench.runner.session import short_workload
+from impls.layer import MoELayer, Unsupported
+from impls.routing import Routing
+
+ROUGH_S = 1e-3  # what a call of the battery's sizes may be taken for, where nobody has timed it
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a layer gave: its output as (T, D), its gradients by name, and how often they were added up."""
+
+    output: Tensor
+    gradients: dict[str, Tensor | None]
+
+
+def run_probe(impl: str, probe: Probe, folder: Path) -> Outcome:
+    """How the probe ends for the implementation ``impl``; what the layer raises is raised."""
+    workload = probe.workload
+    where = short_workload(workload)
+    for made in (
+        materialise(MaterialiseJob(workload=workload, folder=str(folder)), lambda _: None),
+        compute_truth(
+            TruthJob(workload=workload, folder=str(folder), semantics=[_semantics(impl, probe)], max_flops=1e15),
+            lambda _: None,
+        ),
+    ):
+        if made.reason:
+            return Outcome(label=probe.label, status="error", where=where, reason=made.reason)
+    device = open_device(workload.device, workload.threads)
+    shared = open_shared(workload, folder, device.torch_device)
+    try:
+        if probe.manner == "updated_weights":
+            with torch.no_grad():
+                for weight in shared.weights.parameters():
+                    weight.mul_(1.5)
+        layer = build_case(Case(impl=impl, workload=workload), shared)
+        if probe.manner == "behaviour":
+            routing = facts_of(routing_of(layer, shared), "") if layer.routes else None
+            conduct = behaviour(layer, shared, device, rough_latency_s=ROUGH_S, routing=routing)
+            return Outcome(label=probe.label, status="right", where=where, findings=conduct.findings)
+        return _judged(probe, layer, shared, read_truth(folder, layer.semantics), where)
+    except Unsupported as error:
+        return Outcome(label=probe.label, status="unsupported", where=where, reason=error.reason)
+
+
+def _semantics(impl: str, probe: Probe) -> str:
+    return declared(Case(impl=impl, workload=probe.workload))["semantics"]
+
+
+def _judged(probe: Probe, layer: MoELayer, shared: Shared, truth: StoredTruth, where: str) -> Outcome:
+    faults, causes = [], []
+    routing: Routing | None = None
+    if layer.routes:
+        try:
+            if probe.manner != "updated_weights":  # the router's weights are other ones there
+                routing_of(layer, shared)
+        except WrongResultError as error:
+            faults.append(f"{error}")
+        routing = shared.routing or shared.route(truth.expert_ids)
+    with gradients_dropped(shared):
+        result = _MANNERS.get(probe.manner, _once)(layer, shared, routing)
+    gradients = {name: g for name, g in truth.gradients.items() if name in result.gradients}
+    checked = _check(result, truth, gradients, shared, layer)
+    if checked.fault:
+        found = diagnose(result.output, result.gradients, truth, gradients, shared, routing, checked)
+        faults += found.faults
+        causes += found.causes
+        if not found.causes and (cause := _CAUSES.get(probe.manner)):
+            causes.append(cause)
+    if changed := shared.changed():
+        faults.append(f"it changes {changed} in place, which belong to the caller")
+        causes.append("an operator that writes to its input (its name ends in `_`, or `out=`)")
+    if probe.workload.direction == "forward" and any(leaf.grad is not None for _, leaf in shared.leaves()):
+        faults.append("an evaluation leaves gradients behind")
+    return Outcome(
+        label=probe.label,
+        status="wrong" if faults else "right",
+        where=where,
+        faults=faults,
+        causes=list(dict.fromkeys(causes)),
+        relative_error=checked.relative_error,
+    )
+
+
+def _check(
+    result: Result, truth: StoredTruth, gradients: dict[str, Tensor], shared: Shared, layer: MoELayer
+) -> Checked:
+    return check_result(
+        result.output,
+        result.gradients,
+        truth_output_nD=truth.output,
+        truth_gradients=gradients,
+        tokens_n=truth.tokens,
+        like_TD=shared.x.detach(),
+        uncancelled=truth.uncancelled,
+        tolerance=None if layer.exact else layer.tolerance,
+    )
+
+
+def _call(
+    layer: MoELayer, shared: Shared, x: Tensor, routing: Routing | None, gradient: Tensor | None = None
+) -> Tensor:
+    """One forward, or forward and backward, on tokens ``x`` of any shape; gradients stay on the leaves."""
+    if shared.workload.direction == "forward":
+        with torch.inference_mode():
+            output: Tensor = layer(x, routing=routing)
+        return output
+    output = layer(x, routing=routing)
+    assert shared.output_gradient is not None
+    if isinstance(output, Tensor) and output.shape == x.shape:  # else the check says what is wrong
+        output.backward(shared.output_gradient.view(x.shape) if gradient is None else gradient)
+    return output
+
+
+def _collect(output: Tensor, shared: Shared, only: Callable[[str], bool] = lambda _: True) -> Result:
+    train = shared.workload.direction == "train"
+    gradients = {name: leaf.grad for name, leaf in shared.leaves() if only(name)} if train else {}
+    if isinstance(output, Tensor) and output.dim() == 3:
+        output = output.detach().reshape(-1, output.shape[-1])
+    return Result(output.detach() if isinstance(output, Tensor) else output, gradients)
+
+
+def _drop(shared: Shared) -> None:
+    for _, leaf in shared.leaves():
+        leaf.grad = None
+
+
+def _once(layer: MoELayer, shared: Shared, routing: Routing | None) -> Result:
+    # where the truth's ids are the layer's own choice it is left alone; equal scores may fall either way
+    return _collect(_call(layer, shared, shared.x, _needed(layer, shared, routing)), shared)
+
+
+def _needed(layer: MoELayer, shared: Shared, routing: Routing | None) -> Routing | None:
+    """The routing to give to the layer: None where it makes the same one by itself."""
+    if shared.routing is not None or routing is None:
+        return shared.routing
+    with torch.no_grad():
+        own = layer.route(shared.x)
+    return None if torch.equal(own.expert_ids, routing.expert_ids) else routing
+
+
+def _again(layer: MoELayer, shared: Shared, routing: Routing | None) -> Result:
+    _call(layer, shared, shared.x, _needed(layer, shared, routing))
+    _drop(shared)
+    return _once(layer, shared, routing)
+
+
+def _other_sizes(layer: MoELayer, shared: Shared, routing: Routing | None) -> Result:
+    half = shared.x.detach()[: len(shared.x) // 2].flip(0).requires_grad_(shared.x.requires_grad)
+    with torch.inference_mode(not shared.x.requires_grad):
+        output = layer(half)
+    if shared.x.requires_grad:
+        output.sum().backward()
+    _drop(shared)
+    return _once(layer, shared, routing)
+
+
+def _three_dimensional(layer: MoELayer, shared: Shared, routing: Routing | None) -> Result:
+    num_tokens, width = shared.x.shape
+    batch = next((n for n in (5, 3, 2) if num_tokens % n == 0), 1)
+    x = shared.x.view(batch, num_tokens // batch, width)
+    output = _call(layer, shared, x, _needed(layer, shared, routing))
+    if isinstance(output, Tensor) and output.shape != x.shape:
+        raise WrongResultError(f"it gives {tuple(output.shape)} for tokens of {tuple(x.shape)}")
+    return _collect(output, shared)
+
+
+def _strided(layer: MoELayer, shared: Shared, routing: Routing | None) -> Result:
+    x = shared.x.t().contiguous().t()
+    gradient = None if shared.output_gradient is None else shared.output_gradient.t().contiguous().t()
+    return _collect(_call(layer, shared, x, _needed(layer, shared, routing), gradient), shared)
+
+
+def _outside_inference_mode(layer: MoELayer, shared: Shared, routing: Routing | None) -> Result:
+    return _collect(layer(shared.x, routing=_needed(layer, shared, routing)), shared)
+
+
+def _accumulated(layer: MoELayer, shared: Shared, routing: Routing | None) -> Result:
+    for _ in range(2):
+        output = _call(layer, shared, shared.x, _needed(layer, shared, routing))
+    found = _collect(output, shared)
+    return Result(found.output, {name: None if g is None else g / 2 for name, g in found.gradients.items()})
+
+
+def _frozen_weights(layer: MoELayer, shared: Shared, routing: Routing | None) -> Result:
+    for weight in shared.weights.parameters():
+        weight.requires_grad_(False)
+    output = _call(layer, shared, shared.x, _needed(layer, shared, routing))
+    return _collect(output, shared, lambda name: name == "input")
+
+
+def _constant_input(layer: MoELayer, shared: Shared, routing: Routing | None) -> Result:
+    output = _call(layer, shared, shared.x.detach(), _needed(layer, shared, routing))
+    return _collect(output, shared, lambda name: name != "input")
+
+
+def _updated_weights(layer: MoELayer, shared: Shared, routing: Routing | None) -> Result:
+    """The layer was built on other weights; they get their stored values only now."""
+    _call(layer, shared, shared.x, None)
+    _drop(shared)
+    shared.restore()
+    return _once(layer, shared, routing)
+
+
+_MANNERS: dict[str, Callable[[MoELayer, Shared, Routing | None], Result]] = {
+    "again": _again,
+    "other_sizes": _other_sizes,
+    "three_dimensional": _three_dimensional,
+    "strided": _strided,
+    "outside_inference_mode": _outside_inference_mode,
+    "accumulated": _accumulated,
+    "frozen_weights": _frozen_weights,
+    "constant_input": _constant_input,
+    "updated_weights": _updated_weights,
+}
+_CAUSES = {
+    "again": "something of the first call is kept and used in the second",
+    "other_sizes": "something of a call with another number of tokens is kept and used again",
+    "three_dimensional": "tokens of another shape than (T, D) are not flattened and put back",
+    "strided": "memory is read as if it lay in rows: use `reshape` or strides, not `view` of what `contiguous` is not",
+    "accumulated": "a gradient is written to `.grad` and not added",
+    "frozen_weights": "the backward takes for granted that the weights need gradients",
+    "constant_input": "the backward takes for granted that the tokens need a gradient",
+    "updated_weights": "a copy of the weights was made once, in `prepare()` or in a first call, and is used ever since",
+}
