@@ -26,6 +26,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 
 from bench.runner.channel import Channel
 from bench.runner.worker import JOBS_MODULE, Perform, load_jobs, serve
@@ -142,22 +143,22 @@ def main() -> int:
     arguments = parser.parse_args()
     lifeline = socket.socket(fileno=arguments.lifeline)
     lifeline.set_inheritable(False)
-    for module in arguments.preload:
-        importlib.import_module(module)
     # A runner that is gone is an ordinary end.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        Server(lifeline, load_for_ever(arguments.jobs)).run()
+        Server(lifeline, load_for_ever(arguments.jobs, arguments.preload)).run()
     return 0
 
 
-def load_for_ever(module: str) -> Perform:
-    """Load the jobs, and exempt what they imported from garbage collection.
+def load_for_ever(module: str, preload: Sequence[str] = ()) -> Perform:
+    """Load the jobs and what their layers need, and exempt what they imported from garbage collection.
 
     Torch is some 300,000 objects, none of them garbage. Looking for it would cost the import a fifth of its time, and
     every child, which copies the pages that a collection touches, a tenth of a second.
     """
     gc.disable()
     perform = load_jobs(module)
+    for needed in preload:
+        importlib.import_module(needed)
     gc.freeze()
     gc.enable()
     return perform

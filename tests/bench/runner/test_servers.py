@@ -108,3 +108,11 @@ def ended_within(pid: int, seconds: float) -> bool:
         os.sched_yield()
         time.sleep(0.02)
     return False
+
+
+def test_a_server_imports_what_is_asked_for_before_it_forks(interrupt: Interrupt) -> None:
+    with (
+        ForkServer(interrupt, jobs="fake_jobs", preload=["no_such_package"]) as server,
+        pytest.raises(ServerLostError, match="No module named 'no_such_package'"),
+    ):
+        server.start()
