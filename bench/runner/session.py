@@ -104,9 +104,10 @@ class Session:
         lacks = {key: self.sweep.measure.processes - timed[key] for key in self.qualified()}
         return {key: lack for key, lack in lacks.items() if lack > 0}
 
-    def new_server(self) -> ForkServer:
-        """A fork server of this run, not started yet."""
-        return ForkServer(self.interrupt, self.jobs, preloads(case.impl for case in self.sweep.cases))
+    def new_server(self, *preload: str) -> ForkServer:
+        """A fork server of this run, not started yet, with what its implementations need and ``preload`` loaded."""
+        needed = preloads(case.impl for case in self.sweep.cases)
+        return ForkServer(self.interrupt, self.jobs, [*needed, *preload])
 
     def of_kind(self, kind: type[R]) -> list[R]:
         """The records of one kind, in order."""

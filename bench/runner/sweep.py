@@ -24,6 +24,7 @@ from bench.runner.energy import EnergyPass
 from bench.runner.fleet import Fleet
 from bench.runner.interrupt import Interrupt, Interrupted
 from bench.runner.lock import only_run
+from bench.runner.profiling import profile_cases
 from bench.runner.progress import Progress
 from bench.runner.qualification import qualify_cases
 from bench.runner.scratch import Scratch
@@ -32,6 +33,9 @@ from bench.runner.timing import Timing
 from bench.runner.worker import JOBS_MODULE
 from bench.store import log
 from bench.store.schema import AnyRecord, CaseRecord, NoteRecord, RunInfo, SamplesRecord, Status
+
+FOR_QUALIFICATION = ("torch._inductor",)
+"""torch's profiler, which watches every qualification, imports this on its first use: nearly a second a case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +127,15 @@ def _measure(session: Session, *, resumed: bool) -> None:
         if resumed:
             _warn_of_change(session)
         energy = EnergyPass(session)
+        with session.new_server(*(FOR_QUALIFICATION if session.jobs == JOBS_MODULE else ())) as server:
+            qualify_cases(session, server)
+            energy.probe(server)
         with Fleet(session.new_server, environment.usable_cores()) as fleet:
-            if session.open_cases() or energy.num_open():
-                with fleet.take(1 + session.sweep.measure.processes) as server:
-                    qualify_cases(session, server)
-                    energy.probe(server)
             timing = Timing(session, fleet, energy.reserve_s)
             timing.run()
         energy.run()
+        if session.sweep.measure.profile:
+            profile_cases(session)
         _note_end(session, timing, energy)
     except Interrupted as signal:
         session.note("interrupted", f"stopped by {signal}")
