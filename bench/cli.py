@@ -101,7 +101,8 @@ def run(
         budget: Time for the whole run, as in 90s, 5m or 1h.
         seed: Draws weights, tokens, routing and order.
         results: Folder in which runs are kept; results by default.
-        resume: Go on with this run: its id, its folder, or `latest`. A budget that was spent begins anew.
+        resume: Go on with this run: its id, its folder, or `latest`. A budget that was spent begins anew; --budget
+            gives it another.
         profile: Also say where time and memory go, in a pass of its own after the timing.
         dry_run: List the cases and the estimated time, and measure nothing.
         quiet: Show no progress and no summary.

@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_PRESET = "quick"
+BUDGET = "measure.budget"
 
 
 def run_command(
@@ -111,13 +113,19 @@ def report_command(runs: Sequence[str], *, results: Path, out: Path | None) -> i
 
 def _resumed(folder: Path, source: str | None, overrides: Mapping[str, object], model: Selection | None) -> Sweep:
     """The sweep that a run was asked for, from its own record."""
-    if source is not None or overrides or model:
-        what = ", ".join(filter(None, [source, *overrides, model.label if model else None]))
+    others = [name for name in overrides if name != BUDGET]
+    if source is not None or others or model:
+        what = ", ".join(filter(None, [source, *others, model.label if model else None]))
         raise RequestError(
-            f"--resume goes on with what {folder.name} was asked for and takes nothing else: leave out {what}"
+            f"--resume goes on with what {folder.name} was asked for and takes only another --budget: leave out {what}"
         )
     info = read_info(folder)
-    return parse_sweep(info.config, source=info.source)
+    sweep = parse_sweep(info.config, source=info.source)
+    if not overrides:
+        return sweep
+    # the configuration stays what the run was begun with: only how long it may take is another
+    budget_s = parse_sweep(info.config, source=info.source, overrides=overrides).measure.budget_s
+    return replace(sweep, measure=sweep.measure.model_copy(update={"budget_s": budget_s}))
 
 
 def _list_cases(sweep: Sweep) -> int:

@@ -147,9 +147,9 @@ def _finished(records: Iterable[AnyRecord]) -> bool:
 def in_samples_fraction(records: Sequence[AnyRecord]) -> float | None:
     """Share of the wall time of all sessions of a run that was spent inside samples.
 
-    Inside are the calls of layers and of the control, warm-up included, and the windows of the energy meter. The first
-    samples of a warm-up, which find how many calls a sample needs, hold fewer calls than the others: no process counts
-    for more than its wall time. A session lasts from its ``started`` or ``resumed`` note to the last record before the
+    Inside are the calls of layers and of the control, warm-up included, and the windows of the energy meter; ceilings,
+    checks and everything else are not. The first samples of a warm-up, which find how many calls a sample needs, count
+    as one call each. Logs of version 1 do not tell them apart: there, no process counts for more than its wall time. A session lasts from its ``started`` or ``resumed`` note to the last record before the
     next.
     """
     inside_s = wall_s = 0.0
@@ -172,4 +172,7 @@ def in_samples_fraction(records: Sequence[AnyRecord]) -> float | None:
 
 
 def _seconds(arm: Arm) -> float:
-    return arm.inner_calls * (sum(arm.latency_s) + sum(arm.warmup_s))
+    if arm.warmup_rounds is None:
+        return arm.inner_calls * (sum(arm.latency_s) + sum(arm.warmup_s))
+    num_trials = len(arm.warmup_s) - arm.warmup_rounds
+    return arm.inner_calls * (sum(arm.latency_s) + sum(arm.warmup_s[num_trials:])) + sum(arm.warmup_s[:num_trials])

@@ -7,6 +7,7 @@ from statistics import median
 
 import pandas as pd
 
+from bench.analysis.carryover import carry_over
 from bench.analysis.comparisons import MIN_PROCESSES
 from bench.analysis.frame import Timing
 from bench.analysis.model import Comparison, Control, Verdict
@@ -55,6 +56,7 @@ def collect_warnings(
     found += _steadiness(frame, timings)
     found += _disturbances(samples)
     found += _findings({record.case_id: record for record in records if isinstance(record, CaseRecord)}.values())
+    found += _carried_over(frame, samples)
     found += _undecided(comparisons)
     return tuple(dict.fromkeys(found))
 
@@ -149,6 +151,19 @@ def _findings(cases: Iterable[CaseRecord]) -> Iterator[str]:
         count = f"{len(findings)} cases, in the largest " if len(findings) > 1 else ""
         advice = worst.fix[0].upper() + worst.fix[1:]
         yield f"{impl} is slow for a known reason, {rule}: {count}{worst.evidence}. {advice}."
+
+
+def _carried_over(frame: pd.DataFrame, samples: Sequence[SamplesRecord]) -> Iterator[str]:
+    ok = frame[frame["status"] == "ok"]
+    impls = dict(zip(ok["case_id"], ok["impl"], strict=True))
+    if pairs := carry_over(samples, impls):
+        worst = pairs[0]
+        yield (
+            f"{_cases(len({pair.case_id for pair in pairs}))} timed differently after different predecessors (most:"
+            f" {impls[worst.case_id]} takes {percent(abs(worst.effect))} {'more' if worst.effect > 0 else 'less'} time"
+            f" right after {impls.get(worst.after, worst.after)}, in {worst.num_processes} processes); what runs before"
+            " a call is part of its time here: measure it without the other, or with cache = \"cold\"."
+        )
 
 
 def _undecided(comparisons: Sequence[Comparison]) -> Iterator[str]:

@@ -120,7 +120,7 @@ class _Sampler:
             warmup[name] += self._choose_inner_calls(name)
         self.announce("", "rounds")
         with _no_garbage_collection():
-            self._warm_up(warmup, start_s, time_budget_s)
+            warmup_rounds = self._warm_up(warmup, start_s, time_budget_s)
             steady = {name: is_steady(samples) for name, samples in warmup.items()}
             rounds = self._rounds(start_s + time_budget_s, overrun_s, min_rounds, max_rounds)
         result = {}
@@ -134,6 +134,7 @@ class _Sampler:
                 inner_calls=self.inner_calls[name],
                 steady=steady[name] or is_steady(warmup[name] + latency_s),
                 host_s=statistics.median(host_s) if host_s else None,
+                warmup_rounds=warmup_rounds,
             )
         return result
 
@@ -178,12 +179,16 @@ class _Sampler:
             )
             self.inner_calls[name] = min(max(wanted, num_calls + 1), MAX_INNER_CALLS)
 
-    def _warm_up(self, warmup: dict[str, list[float]], start_s: float, time_budget_s: float) -> None:
+    def _warm_up(self, warmup: dict[str, list[float]], start_s: float, time_budget_s: float) -> int:
+        """Add rounds to ``warmup`` until it is over; gives their number."""
+        num_rounds = 0
         while (spent_s := self.device.now_s() - start_s) < WARMUP_CAP * time_budget_s:
             if spent_s >= WARMUP_FLOOR * time_budget_s and all(map(is_steady, warmup.values())):
-                return
+                break
             for name, timing in self._round().items():
                 warmup[name].append(timing.device_s)
+            num_rounds += 1
+        return num_rounds
 
     def _rounds(self, deadline_s: float, overrun_s: float, min_rounds: int, max_rounds: int) -> list[dict[str, Timing]]:
         rounds: list[dict[str, Timing]] = []

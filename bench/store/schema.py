@@ -245,6 +245,8 @@ class Arm(BaseModel):
             samples to tell.
         host_s: median seconds that the host needed to issue one call on an asynchronous device; where this is above
             the latency, the call is launch-bound. Null on the CPU, where the two are the same thing.
+        warmup_rounds: how many of the last of ``warmup_s`` were taken in rounds, in random order as the samples are;
+            those before found the number of inner calls. Null in logs of version 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -254,6 +256,7 @@ class Arm(BaseModel):
     inner_calls: int = Field(default=1, ge=1)
     steady: bool | None = True
     host_s: float | None = None
+    warmup_rounds: int | None = Field(default=None, ge=0)
 
 
 class SamplesRecord(Record):
