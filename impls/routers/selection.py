@@ -27,7 +27,7 @@ def choose_by_score(
     if weights.router_selection_bias is not None:
         scores_TE = scores_TE + weights.router_selection_bias.detach().float()
     if spec.num_expert_groups > 1:
-        grouped = scores_TE.view(scores_TE.shape[0], spec.num_expert_groups, -1)
+        grouped = scores_TE.view(scores_TE.shape[0], spec.num_expert_groups, spec.num_experts // spec.num_expert_groups)
         best_TM = score_groups(grouped).topk(spec.top_k_groups, dim=1).indices
         barred_TG = grouped.new_ones(grouped.shape[:2]).scatter(1, best_TM, 0.0).bool()
         scores_TE = grouped.masked_fill(barred_TG.unsqueeze(-1), float("-inf")).flatten(1)
