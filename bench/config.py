@@ -44,7 +44,7 @@ class Sweep:
         seed: draws weights, tokens, routing and the order of rounds.
         cases: every case, workload by workload; those with ``spec.impossible`` are among them.
         measure: how long and how exactly to measure.
-        left_out: what ``all`` does not stand for here, and why, in sentences.
+        left_out: what ``all`` does not stand for here and which axes gave way to a model, in sentences.
     """
 
     source: str
@@ -157,6 +157,8 @@ def parse_sweep(
         raise RequestError(
             f"{source}: no combination can run: {'; '.join(reasons)}. Lower [layer] top_k or raise num_experts."
         )
+    if model:
+        left_out += model.displaced(document, overrides)
     return Sweep(source, given, checked.workload.seed, cases, checked.measure, left_out)
 
 

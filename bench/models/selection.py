@@ -33,26 +33,24 @@ class Selection:
     notes: tuple[str, ...] = ()
 
     def put_into(self, document: Mapping[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
-        """A copy of a sweep's document with this layer in place of its own.
+        """A copy of a sweep's document with this layer in place of its own; its capacity stays (:data:`KEPT`).
 
-        Its capacity stays (:data:`KEPT`). The label says what ``overrides`` will change of the layer; an axis of the
-        sweep that gives way to the model is a note.
+        The label says what ``overrides`` will change of the layer.
         """
-        table = document.get("layer")
-        before = table if isinstance(table, Mapping) else {}
-        kept = {key: value for key, value in before.items() if key in KEPT}
-        changes = {name.removeprefix("layer."): value for name, value in overrides.items() if name.startswith("layer.")}
-        changed = [f"{key} = {_written(value)}" for key, value in changes.items() if key not in KEPT]
-        notes = list(self.notes)
-        for key, value in before.items():
-            if isinstance(value, list) and key not in (*kept, *changes):
-                fixed = f"its {key}, {self.layer[key]}" if key in self.layer else "it"
-                notes.append(
-                    f"the sweep's {key} = {_written(value)} gives way to {self.label} and {fixed}; "
-                    f"--set layer.{key}={_written(value).replace(' ', '')} sweeps it again"
-                )
-        label = f"{self.label}, with {', '.join(changed)}" if changed else self.label
-        return {**document, "label": label, "notes": notes, "layer": {**self.layer, **kept}}
+        kept = {key: value for key, value in _layer(document).items() if key in KEPT}
+        changes = [f"{key} = {_written(value)}" for key, value in _of_layer(overrides).items() if key not in KEPT]
+        label = f"{self.label}, with {', '.join(changes)}" if changes else self.label
+        return {**document, "label": label, "notes": list(self.notes), "layer": {**self.layer, **kept}}
+
+    def displaced(self, document: Mapping[str, Any], overrides: Mapping[str, object]) -> tuple[str, ...]:
+        """One sentence for every axis of the sweep that gives way to this layer."""
+        stays = {*KEPT, *_of_layer(overrides)}
+        return tuple(
+            f"the sweep's {key} = {_written(value)} gives way to {self.label}; "
+            f"--set layer.{key}={_written(value).replace(' ', '')} sweeps it again"
+            for key, value in _layer(document).items()
+            if isinstance(value, list) and key not in stays
+        )
 
 
 def select(model: str | None, hf_config: Path | None, scale: str | None) -> Selection | None:
@@ -106,6 +104,15 @@ def select_config(path: Path, scale: str | None = None) -> Selection:
     return _scaled(
         f"{found.model_type} of {'config.json' if path.is_dir() else path.name}", found.layer, scale, found.notes
     )
+
+
+def _layer(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    table = document.get("layer")
+    return table if isinstance(table, Mapping) else {}
+
+
+def _of_layer(overrides: Mapping[str, object]) -> dict[str, object]:
+    return {name.removeprefix("layer."): value for name, value in overrides.items() if name.startswith("layer.")}
 
 
 def _written(value: object) -> str:
