@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from replays import found_share, habits_table, log_calls, power_table, recorded_deviation
 from run_maker import noise_units
 from scipy import stats
 
+from bench.analysis.comparisons import more_processes, verdict_of
 from bench.analysis.control import _twins_differ
-from bench.analysis.statistics import ERROR_RATE, Spread, false_coverage_level
+from bench.analysis.model import Verdict
+from bench.analysis.statistics import ERROR_RATE, Spread, false_coverage_level, smallest_effect
+from bench.runner import schedule
+from bench.runner.schedule import looks
 
 Units = NDArray[np.float64]
 RECORDED = noise_units()
@@ -97,3 +104,47 @@ def test_corrected_intervals_of_rejected_comparisons_rarely_miss() -> None:
         misses = np.abs(spread.mean - planted) > half_width
         missed.append((misses & rejected).sum() / max(1, rejected.sum()))
     assert np.mean(missed) <= 0.05
+
+
+@pytest.mark.parametrize("half_width", [0.02, 0.006, 0.004])
+def test_stopping_at_declared_looks_once_the_interval_is_narrow_keeps_false_positives_low(half_width: float) -> None:
+    units = draw(10_000, 36, seed=7)
+    undecided, wrong = np.ones(len(units), dtype=bool), 0
+    for look in looks(12):
+        spread = summarise(units[:, :look])
+        width = spread.half_width(1 - ERROR_RATE)
+        stops = undecided & ((width <= half_width) | (look == looks(12)[-1]))
+        wrong += int((stops & (np.abs(spread.mean) > width)).sum())
+        undecided &= ~stops
+    assert not undecided.any()
+    assert wrong / len(units) <= 0.07
+
+
+def test_twelve_processes_as_long_as_the_recorded_ones_fit_into_a_minute() -> None:
+    first, second = log_calls("pairs.jsonl")
+    sampling_s = float(np.median(np.exp(first).sum(axis=1) + np.exp(second).sum(axis=1))) * 1e-9
+    process_s = schedule.START_GUESS_S + schedule.JOB_OVERHEAD_GUESS_S + schedule.MIN_CONTROL_S + sampling_s
+    assert 12 * process_s <= 60
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.002, 0.008, 0.02])
+def test_as_many_processes_as_are_forecast_decide_four_times_in_five(mean: float) -> None:
+    deviation = 0.03
+    (more,) = more_processes(Spread(np.array([mean]), np.array([deviation]), np.array([12.0])), 0.95)
+    assert more is not None
+    spread = summarise(np.random.default_rng(8).normal(mean, deviation, (2000, 12 + more)))
+    half_width = spread.half_width(0.95)
+    verdicts = [verdict_of(*ends) for ends in zip(spread.mean - half_width, spread.mean + half_width, strict=True)]
+    assert np.mean([verdict is not Verdict.INCONCLUSIVE for verdict in verdicts]) >= 0.8
+
+
+def test_habits_and_power_are_what_the_documentation_says() -> None:
+    text = (Path(__file__).parents[3] / "docs/measuring.md").read_text(encoding="utf-8")
+    assert habits_table() in text
+    assert power_table() in text
+
+
+def test_smallest_effects_agree_with_the_replay() -> None:
+    for count in (12, 20, 36):
+        effect = float(np.expm1(smallest_effect(recorded_deviation(), count, chance=0.9)))
+        assert found_share(effect, count) == pytest.approx(0.9, abs=0.04)
