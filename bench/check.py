@@ -12,7 +12,7 @@ tokens they can cancel to any degree, the rounding does not. It is measured agai
 Errors are summed in float64, a bounded piece at a time, so that checking needs no second copy of the weights.
 
 Which of two equal scores top-k takes is nobody's contract. So the truth is computed for given expert ids, and
-:func:`routing_fault` asks apart whether the ids are a right choice.
+:func:`bench.routing_check.routing_fault` asks apart whether the ids are a right choice.
 
 T tokens, n tokens that the truth was computed for, D d_model, E experts, K top-k.
 """
@@ -24,8 +24,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-
-from impls.spec import LayerSpec
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 8e-3}
 NEARLY_ZERO = 1e-2
@@ -186,36 +184,3 @@ def _place(name: str, bad: torch.Tensor, errors: Mapping[str, _Error], tokens_n:
     if name == "output":
         first = int(tokens_n[first])
     return f"first at {row} {first} ({len(bad)} of {num_rows} {row}s)"
-
-
-def routing_fault(
-    spec: LayerSpec, weights: Mapping[str, torch.Tensor], x_TD: torch.Tensor, expert_ids_TK: torch.Tensor
-) -> str:
-    """What is wrong with a router's choice, in a sentence; empty where every token goes to K of its best experts.
-
-    By value: the scores of the chosen experts must be the K largest scores, up to the dtype's rounding. Equal scores
-    may be chosen either way.
-    """
-    T, E, K = x_TD.shape[0], spec.num_experts, spec.top_k
-    if expert_ids_TK.shape != (T, K):
-        return f"routing has shape {tuple(expert_ids_TK.shape)}, expected {(T, K)}"
-    tolerance = TOLERANCE[x_TD.dtype]
-    for first in range(0, T, max(1, _PIECE // max(E, spec.d_model))):
-        some = slice(first, first + max(1, _PIECE // max(E, spec.d_model)))
-        scores_tE = x_TD[some].double() @ weights["router_weight"].double().T
-        if "router_bias" in weights:
-            scores_tE += weights["router_bias"].double()
-        ids_tK = expert_ids_TK[some]
-        in_range_t = ((ids_tK >= 0) & (ids_tK < E)).all(dim=1)
-        distinct_t = (ids_tK.sort(dim=1).values.diff(dim=1) != 0).all(dim=1)
-        chosen_tK = scores_tE.gather(1, ids_tK.clamp(0, E - 1)).sort(dim=1, descending=True).values
-        best_tK = scores_tE.topk(K, dim=1).values
-        best_t = (best_tK - chosen_tK <= tolerance * (1 + best_tK.abs())).all(dim=1)
-        wrong = (~(in_range_t & distinct_t & best_t)).nonzero().flatten()
-        if len(wrong):
-            token = int(wrong[0])
-            return (
-                f"token {first + token} is routed to experts {ids_tK[token].tolist()}, "
-                f"expected {scores_tE[token].topk(K).indices.tolist()} or their equals by score"
-            )
-    return ""

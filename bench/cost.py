@@ -95,9 +95,9 @@ def _loads(
 
 def _forward_flops(spec: LayerSpec, num_tokens: int, loads_E: Sequence[int], has_router: bool) -> int:
     projections = 3 if spec.gated else 2
-    router = has_router * num_tokens * spec.d_model * spec.num_experts
+    router = has_router * num_tokens * spec.d_model * spec.num_experts * spec.router_products
     experts = sum(loads_E) * projections * spec.d_model * spec.d_ff
-    shared = num_tokens * projections * spec.d_model * spec.shared_d_ff
+    shared = num_tokens * spec.d_model * (projections * spec.shared_d_ff + spec.shared_gate)
     return 2 * (router + experts + shared)
 
 

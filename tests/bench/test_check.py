@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import bench.check
-from bench.check import Checked, check_result, routing_fault
+from bench.check import Checked, check_result
+from bench.routing_check import routing_fault
 from impls.spec import LayerSpec
 
 T, D, E, F = 12, 6, 4, 5

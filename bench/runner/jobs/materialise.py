@@ -27,6 +27,8 @@ def materialise(job: MaterialiseJob, announce: Callable[[Announce], None]) -> An
         return Answer(materialised_bytes=num_bytes)
     if workload.layer.impossible:
         return Answer(status=Status.UNSUPPORTED, reason=workload.layer.impossible)
+    if workload.routing != "router" and workload.layer.unforceable:
+        return Answer(status=Status.UNSUPPORTED, reason=workload.layer.unforceable)
     folder.mkdir(parents=True, exist_ok=True)
     needed_bytes = _needed_bytes(workload)
     what = "weights and tokens of the workload"

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from bench.cases import Case
-from bench.check import Checked, check_result, routing_fault
+from bench.check import Checked, check_result
 from bench.cost import Cost, cost_of_call
 from bench.measure.device import Call, Device, open_device
 from bench.measure.memory import measure_peak
 from bench.memory_walks import memory_of_call
+from bench.routing_check import routing_fault
 from bench.runner.jobs.behaviour import behaviour
 from bench.runner.jobs.building import build_case, prepared_bytes
 from bench.runner.jobs.failures import WrongResultError, declared, failed
@@ -113,7 +114,7 @@ def routing_of(layer: MoELayer, shared: Shared) -> Routing:
         routing = layer.route(shared.x, None if forced is None else forced.expert_ids)
         if forced is None:
             weights = dict(shared.weights.named_parameters())
-            if fault := routing_fault(layer.spec, weights, shared.x, routing.expert_ids):
+            if fault := routing_fault(layer.spec, weights, shared.x, routing.expert_ids, routing.kept):
                 raise WrongResultError(fault)
         elif not torch.equal(routing.expert_ids, forced.expert_ids):
             raise WrongResultError("its routing does not follow the expert ids that it was given")
@@ -125,8 +126,8 @@ def _check(
 ) -> tuple[Checked, float]:
     """Compare the first call with the truth, under the ids that the truth was computed for; and its seconds."""
     given = shared.routing
-    if given is None and routing is not None and not torch.equal(routing.expert_ids.cpu(), truth.expert_ids):
-        given = shared.route(truth.expert_ids)  # equal scores fell the other way in this process
+    if given is None and routing is not None and not _other_decisions(routing, truth):
+        given = shared.decided(truth.expert_ids, truth.kept)  # equal scores fell the other way in this process
     train = shared.workload.direction == "train"
     output_gradient_TD = _only(shared.output_gradient, truth.tokens)
     with gradients_dropped(shared):
@@ -151,6 +152,12 @@ def _check(
     return checked, first_call_s
 
 
+def _other_decisions(routing: Routing, truth: StoredTruth) -> bool:
+    if not torch.equal(routing.expert_ids.cpu(), truth.expert_ids):
+        return True
+    return truth.kept is not None and not torch.equal(routing.kept.cpu(), truth.kept)
+
+
 def _only(gradient_TD: torch.Tensor | None, tokens_n: torch.Tensor) -> torch.Tensor | None:
     """The output gradient of the sampled tokens, and zero for all others, so that they add to no weight's gradient."""
     if gradient_TD is None or len(tokens_n) == len(gradient_TD):
@@ -163,12 +170,19 @@ def _only(gradient_TD: torch.Tensor | None, tokens_n: torch.Tensor) -> torch.Ten
 def facts_of(routing: Routing, note: str) -> RoutingFacts:
     """What happened to the assignments."""
     ids_TK, E = routing.expert_ids, routing.num_experts
-    num_assignments = ids_TK.numel()
+    # what the router asked for: all that it chose, but for second experts skipped and tokens not taken
+    wanted_TK = torch.ones_like(routing.kept) if routing.wanted is None else routing.wanted
+    num_wanted = int(wanted_TK.sum())
     kept_E = torch.bincount(ids_TK[routing.kept], minlength=E)
-    wanted_E = torch.bincount(ids_TK.flatten(), minlength=E)
+    wanted_E = torch.bincount(ids_TK[wanted_TK], minlength=E)
+    notes = [note] if note else []
+    if num_alone := int((~wanted_TK.any(dim=1)).sum()):
+        notes.append(f"{num_alone} of {len(ids_TK)} tokens were taken by no expert")
+    elif routing.wanted is not None and ids_TK.shape[1] < E:
+        notes.append(f"{ids_TK.numel() - num_wanted} of {len(ids_TK)} second experts were skipped at random")
     return RoutingFacts(
         tokens_per_expert=kept_E.tolist(),
-        dropped_fraction=1 - int(kept_E.sum()) / num_assignments if num_assignments else 0.0,
-        load_imbalance=int(wanted_E.max()) * E / num_assignments if num_assignments else 1.0,
-        note=note,
+        dropped_fraction=1 - int(kept_E.sum()) / num_wanted if num_wanted else 0.0,
+        load_imbalance=int(wanted_E.max()) * E / num_wanted if num_wanted else 1.0,
+        note="; ".join(notes),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from bench.measure.device import Call
 from bench.runner.jobs.failures import WrongResultError
 from bench.runner.jobs.mapped import read_tensors
 from impls.layer import MoELayer
-from impls.routing import Routing, route
+from impls.routing import Routing, route, with_kept
 from impls.weights import Weights
 
 INPUTS = "inputs"
@@ -50,6 +50,14 @@ class Shared:
         """The routing that follows from given ids, without gradients."""
         with torch.no_grad():
             return route(self.workload.layer, self.weights, self.x, expert_ids)
+
+    def decided(self, expert_ids: torch.Tensor, kept: torch.Tensor | None) -> Routing:
+        """The routing that follows from given ids and, where that is not theirs to say, from what is kept of them."""
+        if kept is None:
+            return self.route(expert_ids)
+        with torch.no_grad():
+            own = route(self.workload.layer, self.weights, self.x)
+            return with_kept(replace(own, expert_ids=expert_ids.to(self.x.device)), kept)
 
     def leaves(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Everything that collects a gradient: the weights by name, and ``input``."""

@@ -37,6 +37,7 @@ class StoredTruth:
         tokens: (n,) which tokens those are, in ascending order.
         expert_ids: (T, K) the ids that it was computed for.
         uncancelled: norms before cancellation of the router's gradients, by name.
+        kept: (T, K) which of these were kept, where that depends on routing weights; else None, and the ids say it.
     """
 
     output: torch.Tensor
@@ -44,6 +45,7 @@ class StoredTruth:
     tokens: torch.Tensor
     expert_ids: torch.Tensor
     uncancelled: dict[str, float]
+    kept: torch.Tensor | None = None
 
 
 def compute_truth(job: TruthJob, announce: Callable[[Announce], None]) -> Answer:
@@ -71,7 +73,8 @@ def read_truth(folder: Path, semantics: str) -> StoredTruth:
         name.removeprefix(GRADIENT_PREFIX): t for name, t in tensors.items() if name.startswith(GRADIENT_PREFIX)
     }
     uncancelled = stored.facts["uncancelled"]
-    return StoredTruth(tensors["output"], gradients, tensors["tokens"], tensors["expert_ids"], uncancelled)
+    kept = tensors["kept"].bool() if "kept" in tensors else None
+    return StoredTruth(tensors["output"], gradients, tensors["tokens"], tensors["expert_ids"], uncancelled, kept)
 
 
 def _set_name(semantics: str) -> str:
@@ -88,6 +91,7 @@ def _compute(shared: Shared, semantics: str, max_flops: float) -> None:
         workload.num_tokens, workload.seed, max_flops / max(1, cost_of_call(workload, semantics, kept_E).flops)
     )
     ids_TK = routing.expert_ids.cpu()
+    kept_TK = routing.kept.cpu() if workload.layer.keeps_by_value else None
     del routing
     num_floats = len(tokens_n) * workload.layer.d_model
     if workload.direction == "train":
@@ -102,10 +106,13 @@ def _compute(shared: Shared, semantics: str, max_flops: float) -> None:
         shared.weights,
         shared.x.detach(),
         ids_TK.to(shared.x.device),
+        kept_TK=kept_TK,
         grad_output_TD=shared.output_gradient,
         tokens=tokens_n.to(shared.x.device),
     )
     tensors = {"output": truth.output, "tokens": tokens_n, "expert_ids": ids_TK}
+    if kept_TK is not None:
+        tensors["kept"] = kept_TK.long()
     tensors |= {GRADIENT_PREFIX + name: gradient for name, gradient in truth.gradients.items()}
     facts = {"workload_id": workload.id, "uncancelled": truth.uncancelled}
     write_tensors(shared.folder, _set_name(semantics), tensors.items(), facts)
