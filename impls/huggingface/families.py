@@ -52,7 +52,6 @@ FAMILIES: Mapping[str, Family] = {
     "deepseek_v3": _AUXILIARY_FREE,
     "kimi_k2": _AUXILIARY_FREE,
     "glm4_moe": _AUXILIARY_FREE,
-    "dots1": _AUXILIARY_FREE,
     "gpt_oss": Family(
         router="topk_softmax",
         d_ff_keys=_PLAIN,
