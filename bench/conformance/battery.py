@@ -24,7 +24,7 @@ Manner = Literal[
 
 ======================  =============================================================================================
 once                    one call
-again                   two calls, the second is judged
+again                   a call on the tokens in reverse first: what it keeps of that must not matter
 other_sizes             a call with half of the tokens first: what it keeps of that must not matter
 three_dimensional       tokens as (batch, sequence, D)
 strided                 tokens and output gradient that lie in columns

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from bench.check import NEARLY_ZERO, Checked, allowed_error
 from bench.conformance.suspects import Scene, suspect
-from bench.runner.jobs.shared import Shared
-from bench.runner.jobs.truth import StoredTruth
 from impls.routing import Routing
+
+if TYPE_CHECKING:  # the jobs import this
+    from bench.runner.jobs.shared import Shared
+    from bench.runner.jobs.truth import StoredTruth
 
 
 @dataclass(slots=True)

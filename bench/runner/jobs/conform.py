@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.conformance.battery import Outcome, Probe
-from bench.conformance.probing import run_probe
 from bench.runner.jobs.failures import failed
+from bench.runner.jobs.probing import run_probe
 from bench.runner.protocol import Announce, Answer, ConformJob
 from bench.runner.session import short_workload
 

@@ -83,21 +83,24 @@ def _judged(probe: Probe, layer: MoELayer, shared: Shared, truth: StoredTruth, w
                 routing_of(layer, shared)
         except WrongResultError as error:
             faults.append(f"{error}")
-        routing = shared.routing or shared.route(truth.expert_ids)
+        with torch.no_grad():
+            unforceable = shared.workload.layer.unforceable
+            routing = shared.routing or (layer.route(shared.x) if unforceable else shared.route(truth.expert_ids))
     with gradients_dropped(shared):
         result = _MANNERS.get(probe.manner, _once)(layer, shared, routing)
+        leaves_gradients = any(leaf.grad is not None for _, leaf in shared.leaves())
     gradients = {name: g for name, g in truth.gradients.items() if name in result.gradients}
     checked = _check(result, truth, gradients, shared, layer)
     if checked.fault:
         found = diagnose(result.output, result.gradients, truth, gradients, shared, routing, checked)
         faults += found.faults
         causes += found.causes
-        if not found.causes and (cause := _CAUSES.get(probe.manner)):
+        if cause := _CAUSES.get(probe.manner):
             causes.append(cause)
     if changed := shared.changed():
         faults.append(f"it changes {changed} in place, which belong to the caller")
         causes.append("an operator that writes to its input (its name ends in `_`, or `out=`)")
-    if probe.workload.direction == "forward" and any(leaf.grad is not None for _, leaf in shared.leaves()):
+    if probe.workload.direction == "forward" and leaves_gradients:
         faults.append("an evaluation leaves gradients behind")
     return Outcome(
         label=probe.label,
@@ -134,7 +137,8 @@ def _call(
         return output
     output = layer(x, routing=routing)
     assert shared.output_gradient is not None
-    if isinstance(output, Tensor) and output.shape == x.shape:  # else the check says what is wrong
+    judged = isinstance(output, Tensor) and output.shape == x.shape  # else the check says what is wrong
+    if judged and (output.requires_grad or len(x)):  # without tokens there is nothing to go back to
         output.backward(shared.output_gradient.view(x.shape) if gradient is None else gradient)
     return output
 
@@ -159,7 +163,7 @@ def _once(layer: MoELayer, shared: Shared, routing: Routing | None) -> Result:
 
 def _needed(layer: MoELayer, shared: Shared, routing: Routing | None) -> Routing | None:
     """The routing to give to the layer: None where it makes the same one by itself."""
-    if shared.routing is not None or routing is None:
+    if shared.routing is not None or routing is None or shared.workload.layer.unforceable:
         return shared.routing
     with torch.no_grad():
         own = layer.route(shared.x)
@@ -167,19 +171,23 @@ def _needed(layer: MoELayer, shared: Shared, routing: Routing | None) -> Routing
 
 
 def _again(layer: MoELayer, shared: Shared, routing: Routing | None) -> Result:
-    _call(layer, shared, shared.x, _needed(layer, shared, routing))
-    _drop(shared)
+    _before(layer, shared, shared.x.detach().flip(0))
     return _once(layer, shared, routing)
 
 
 def _other_sizes(layer: MoELayer, shared: Shared, routing: Routing | None) -> Result:
-    half = shared.x.detach()[: len(shared.x) // 2].flip(0).requires_grad_(shared.x.requires_grad)
-    with torch.inference_mode(not shared.x.requires_grad):
-        output = layer(half)
-    if shared.x.requires_grad:
+    _before(layer, shared, shared.x.detach()[: len(shared.x) // 2].flip(0))
+    return _once(layer, shared, routing)
+
+
+def _before(layer: MoELayer, shared: Shared, x: Tensor) -> None:
+    """A call on other tokens, whose results are thrown away."""
+    train = shared.x.requires_grad
+    with torch.inference_mode(not train):
+        output = layer(x.requires_grad_(train))
+    if train:
         output.sum().backward()
     _drop(shared)
-    return _once(layer, shared, routing)
 
 
 def _three_dimensional(layer: MoELayer, shared: Shared, routing: Routing | None) -> Result:
