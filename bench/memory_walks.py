@@ -38,6 +38,8 @@ def memory_of_call(impl: str, workload: Workload, tokens_per_expert: Sequence[in
         return f"no_model: the activation {spec.activation} has no analytic model of its memory"
     if spec.shared_gate:
         return "no_model: a gate on the shared experts has no analytic model of its memory"
+    if spec.scales_input or spec.router == "expert_choice":
+        return f"no_model: the router {spec.router} hands rows to the experts in a way that has no analytic model"
     ledger, s = Ledger(), Sizes(workload, tokens_per_expert or [])
     walk.forward(ledger, s)
     if not s.train:  # what automatic differentiation does not keep goes when compute returns
@@ -294,14 +296,18 @@ def _dense(num_taken: Callable[[Sizes], int]) -> Walk:
     return Walk(forward, backward)
 
 
-def _ensemble(*, weighted: bool) -> Walk:
+def _ensemble(*, weighted: bool = True, masked: bool = False) -> Walk:
+    """Member by member on every token: with a share for each token, which the routing masks where there is one."""
+
     def forward(ledger: Ledger, s: Sizes) -> None:
         spec, T = s.workload.layer, s.workload.num_tokens
         summed = FLOAT_BYTES * T * spec.d_model  # members are summed in float32
         ledger.take("output", summed)
-        if s.train and s.half:
+        if s.train and s.half and not masked:
             ledger.take("activations", summed)  # the tokens' twin that takes their gradient
-        if weighted:
+        if masked:
+            _route(ledger, s)
+        if weighted:  # shares, and what they are made of
             ledger.take("routing", 2 * FLOAT_BYTES * T * spec.num_experts)
         for member in range(spec.num_experts):
             run_forward(ledger, s, T, spec.d_ff)
@@ -359,5 +365,6 @@ WALKS = {
     "dense": _dense(lambda s: s.workload.layer.top_k),
     "dense_total": _dense(lambda s: s.workload.layer.num_experts),
     "ensemble": _ensemble(weighted=False),
-    "ensemble_weighted": _ensemble(weighted=True),
+    "ensemble_weighted": _ensemble(),
+    "dense_masked": _ensemble(masked=True),
 }

@@ -114,6 +114,7 @@ def test_half_precision_on_a_cpu_takes_library_scratch_on_top() -> None:
         ("somebody.py:Else", {}, "somebody"),
         ("loop", {"activation": "swiglu_clamped"}, "swiglu_clamped"),
         ("loop", {"num_shared_experts": 1, "shared_gate": True}, "gate"),
+        ("loop", {"router": "expert_choice", "capacity_factor": 1.0}, "expert_choice"),
     ],
 )
 def test_without_a_model_there_is_a_reason(impl: str, layer: dict[str, Any], word: str) -> None:

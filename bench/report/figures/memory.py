@@ -16,7 +16,8 @@ from bench.report.view import View
 MAX_PANELS = 4
 _MODELLED = "allocator's peak by the analytic model"
 _COLUMNS = ("peak_memory_bytes", "os_peak_bytes", "analytic_peak_bytes", "weight_bytes", "predicted_peak_bytes")
-PART_COLOURS = dict(zip(PARTS, ("#0072B2", "#999999", "#56B4E9", "#E69F00", "#F0E442", "#CC79A7"), strict=True))
+PART_COLOURS = dict(zip(PARTS, ("#00224e", "#434e6c", "#7d7c78", "#a59c74", "#d2c060", "#fee838"), strict=True))
+"""A ramp of brightness: the colours of implementations mean implementations."""
 
 
 def best_covered(view: View, rows: pd.DataFrame, limit: int) -> list[str]:
@@ -68,8 +69,8 @@ def memory_picture(view: View, slug_prefix: str = "") -> Picture | None:
     caption = (
         "The filled mark is the peak of bytes that the call allocated beyond the weights, counted by the allocator; it "
         "is exact and has no interval. The hollow one is the operating system's or driver's figure, which also sees "
-        "scratch memory of libraries. The diamond is what the implementation's analytic model says that the allocator's "
-        "peak is; where the two differ, one of them does what nobody thought of. The upright line is the least "
+        "scratch memory of libraries. The diamond is the allocator's peak by the implementation's analytic model; "
+        "where the two differ, one of them does what nobody thought of. The upright line is the least "
         "that any implementation must allocate, and the cross the weights themselves."
     )
     if len(shown) < len(view.workloads):
@@ -91,6 +92,7 @@ def memory_parts_picture(view: View, slug_prefix: str = "") -> Picture | None:
         for i, (panel, workload_id) in enumerate(zip(panels, shown, strict=True)):
             panel.set_title(view.workloads[workload_id], fontsize=9)
             _stack(panel, rows[rows["workload_id"] == workload_id], impls, size)
+            panel.set_xlim(0, 1.05 * float(rows[["peak_memory_bytes", "predicted_peak_bytes"]].max().max()) / size)
             if i >= len(panels) - 2:
                 panel.set_xlabel(f"{unit}  (further left is better)")
         patches = [Patch(color=colour, label=part) for part, colour in PART_COLOURS.items()]
@@ -123,7 +125,6 @@ def _stack(panel: Axes, rows: pd.DataFrame, impls: list[str], size: float) -> No
     panel.plot(measured, heights, marker="|", markersize=13, markeredgewidth=1.6, color=INK, linewidth=0, zorder=3)
     panel.set_yticks(range(len(impls)), impls)
     panel.set_ylim(len(impls) - 0.4, -0.6)
-    panel.set_xlim(left=0)
     panel.grid(visible=False, axis="y")
     panel.tick_params(axis="y", length=0)
 
