@@ -71,20 +71,35 @@ class Look:
     baseline: bool = False
 
 
+_PEER = (0, (6.0, 1.6))
+
 LOOKS: dict[str, Look] = {
     "grouped": Look("#0072B2", "o"),
     "scatter_gather": Look("#D55E00", "s"),
     "einsum": Look("#009E73", "^"),
     "loop": Look("#E69F00", "D"),
+    "batched": Look("#CC79A7", "P"),
+    "loop_indexed": Look("#B59F00", "v"),
+    "dense_masked": Look("#56B4E9", "h"),
+    "expert_choice": Look("#56B4E9", "*"),
+    "hf_eager": Look("#B59F00", "<", _PEER),
+    "hf_batched_mm": Look("#CC79A7", "p", _PEER),
+    "hf_grouped_mm": Look("#0072B2", ">", _PEER),
+    "mixture_of_experts": Look("#009E73", "d", _PEER),
+    "st_moe": Look("#009E73", "v", _PEER),
+    "pytorch_mixtures": Look("#E69F00", "*", _PEER),
     "dense": Look("#7d8590", "o", (0, (4.0, 2.0)), baseline=True),
     "dense_total": Look("#7d8590", "s", (0, (1.2, 1.6)), baseline=True),
     "ensemble": Look("#a08a74", "^", (0, (4.0, 2.0)), baseline=True),
     "ensemble_weighted": Look("#a08a74", "v", (0, (1.2, 1.6)), baseline=True),
 }
-"""The table of all names that the repository brings; its order is the order of every list and column."""
+"""The table of all names that the repository brings; its order is the order of every list and column.
+
+A peer has the colour of ours that works the same way, and is dashed. Markers tell apart what shares a colour.
+"""
 
 _SPARE_COLOURS = ("#CC79A7", "#56B4E9", "#B59F00")
-_SPARE_MARKERS = ("P", "X", "v", "p", "h", "<", ">", "*", "d")
+_SPARE_MARKERS = ("X", "H", "8")  # nobody's in the table
 
 
 def looks_for(semantics: dict[str, str]) -> dict[str, Look]:
@@ -97,7 +112,7 @@ def looks_for(semantics: dict[str, str]) -> dict[str, Look]:
     spare = {
         name: Look(
             _SPARE_COLOURS[i % len(_SPARE_COLOURS)] if semantics[name] == "moe" else "#7d8590",
-            _SPARE_MARKERS[i % len(_SPARE_MARKERS)],
+            _SPARE_MARKERS[i // len(_SPARE_COLOURS) % len(_SPARE_MARKERS)],
             "-" if semantics[name] == "moe" else (0, (2.5, 1.5)),
             baseline=semantics[name] != "moe",
         )

@@ -22,6 +22,7 @@ from bench.report.style import LOOKS, log_ticks, looks_for, plain, spread
 from bench.report.tables import exponent_rows, heat_table, row_table
 from bench.report.view import make_view, short_names, without_paths
 from bench.report.words import headline, wins
+from impls.registry import ENTRIES
 from impls.spec import LayerSpec
 
 positive = st.floats(1e-9, 1e12)
@@ -58,14 +59,15 @@ def test_ticks_are_plain_numbers(value: float, text: str) -> None:
 
 
 def test_looks_are_one_a_name_and_do_not_depend_on_who_else_is_there() -> None:
-    assert len({(look.colour, look.marker, str(look.dash)) for look in LOOKS.values()}) == len(LOOKS)
+    assert set(LOOKS) == set(ENTRIES)
+    assert len({(look.colour, look.marker, look.baseline) for look in LOOKS.values()}) == len(LOOKS)
     assert looks_for({"loop": "moe"})["loop"] == looks_for({"grouped": "moe", "loop": "moe"})["loop"]
     mixed = looks_for({"dense": "dense", "mine.py:A": "moe", "mine.py:B": "moe", "loop": "moe"})
     assert list(mixed) == ["loop", "mine.py:A", "mine.py:B", "dense"]
     assert mixed["mine.py:A"] != mixed["mine.py:B"]
-    assert not {look.colour for name, look in mixed.items() if "mine" in name} & {
-        look.colour for look in LOOKS.values()
-    }
+    foreign = looks_for({f"mine.py:{i}": "moe" for i in range(9)})
+    assert len({(look.colour, look.marker) for look in foreign.values()}) == 9
+    assert not {look.marker for look in foreign.values()} & {look.marker for look in LOOKS.values()}
 
 
 @pytest.mark.parametrize(
