@@ -1,6 +1,6 @@
 """The harness: sweeps, measures and compares Mixture-of-Experts layers, and reports what it found.
 
-The three functions below are the Python interface; they are loaded when they are first used, so that importing a
+The functions below are the Python interface; they are loaded when they are first used, so that importing a
 part of the harness does not import all of it.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.api import load, run, write_report
+    from bench.api import compare, load, run, write_report
 
-__all__ = ["load", "run", "write_report"]
+__all__ = ["compare", "load", "run", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -82,6 +82,12 @@ class Scratch:
         """The folder of a workload that :meth:`holds`."""
         return self._made[workload.id]
 
+    def other(self, name: str) -> Path:
+        """An empty folder for something else than a workload, until the end."""
+        folder = self._root / f"other-{name}"
+        folder.mkdir()
+        return folder
+
     def drop(self, workload_id: str) -> None:
         """Delete a workload's files."""
         shutil.rmtree(self._made.pop(workload_id), ignore_errors=True)

@@ -1,0 +1,116 @@
+"""What the replicates of two interleaved versions say: intervals and words for every case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bench.analysis.comparisons import MIN_PROCESSES, more_processes
+from bench.analysis.model import Verdict
+from bench.analysis.statistics import Spread
+from bench.cases import Case
+from bench.comparing.deciding import Decision, Effects, decide
+from bench.comparing.model import CaseComparison, Change, Comparison, Metric
+from bench.comparing.two_runs import accuracy_change
+from bench.comparing.versions import Version
+from bench.store.schema import Status
+
+OPEN = "the interval contains 1 and reaches outside the band of ±1 %"
+NOT_MEASURED = "not measured while versions are interleaved"
+
+
+@dataclass
+class Row:
+    """What is known of one case so far; index 0 is BASE, 1 is NEW.
+
+    Attributes:
+        case: the case.
+        status, reason: of each version.
+        error: relative error of each against the truth.
+        difference: norm of the difference of the outputs over the norm of BASE's; None where one has none.
+        units: median log(NEW / BASE), one a replicate.
+        medians: median latency in seconds of each version, one a replicate.
+    """
+
+    case: Case
+    status: list[Status] = field(default_factory=lambda: [Status.OK, Status.OK])
+    reason: list[str] = field(default_factory=lambda: ["", ""])
+    error: list[float | None] = field(default_factory=lambda: [None, None])
+    difference: float | None = None
+    units: list[float] = field(default_factory=list)
+    medians: list[list[float]] = field(default_factory=lambda: [[], []])
+
+    @property
+    def ok(self) -> bool:
+        """Whether both versions can be timed on it."""
+        return self.status == [Status.OK, Status.OK]
+
+    def fail(self, side: int, status: Status, reason: str) -> None:
+        """Note that one version cannot."""
+        self.status[side], self.reason[side] = status, reason
+
+
+def conclude(versions: Sequence[Version], rows: Sequence[Row], caveats: Sequence[str]) -> Comparison:
+    """The comparison of BASE and NEW, corrected over all cases that were timed."""
+    timed = [row for row in rows if row.ok and row.units]
+    spread = Spread.of([np.array(row.units) for row in timed])
+    decisions = decide(
+        Effects(
+            spread.mean,
+            spread.deviation / np.sqrt(spread.count),
+            np.maximum(spread.count - 1, 1),
+            spread.count >= MIN_PROCESSES,
+        )
+    )
+    needed = more_processes(spread, decisions[0].level) if decisions else []
+    found = {row.case.id: (word, more) for row, word, more in zip(timed, decisions, needed, strict=True)}
+    cases = []
+    for row in rows:
+        decision, more = found.get(row.case.id, (None, None))
+        cases.append(_case(row, _label(row.case, versions), decision, more))
+    differences = [row.difference for row in rows if row.difference is not None]
+    sentences = list(caveats)
+    if differences:
+        far = max(differences)
+        sentences.append(
+            f"The outputs of both versions are equal to the bit in {sum(not found for found in differences)} of "
+            f"{len(differences)} cases" + (f"; elsewhere they differ by up to {far:.1g} of their norm." if far else ".")
+        )
+    return Comparison(versions[0].label, versions[1].label, interleaved=True, cases=cases, caveats=sentences)
+
+
+def _case(row: Row, label: Case, decision: Decision | None, more: int | None) -> CaseComparison:
+    num = len(row.units)
+    changes: dict[Metric, Change] = {"memory": Change(reason=NOT_MEASURED), "energy": Change(reason=NOT_MEASURED)}
+    if row.error[0] is not None and row.error[1] is not None:
+        changes["accuracy"] = accuracy_change(row.error[0], row.error[1], row.case.workload.dtype)
+    undecided = decision is not None and decision.verdict is Verdict.INCONCLUSIVE
+    if decision is not None:
+        few = f"{num} pair{'s' * (num != 1)} of processes, and a verdict needs {MIN_PROCESSES}"
+        reason = (few if num < MIN_PROCESSES else OPEN) if undecided else ""
+        base_s, new_s = (float(np.median(found)) for found in row.medians)
+        changes["latency"] = Change(base_s, new_s, decision.ratio, decision.verdict.value, reason)
+    elif row.ok:
+        changes["latency"] = Change(reason="not timed: the budget was spent")
+    return CaseComparison(
+        label,
+        row.status[0],
+        row.status[1],
+        row.reason[0],
+        row.reason[1],
+        changes,
+        num_processes_base=num,
+        num_processes_new=num,
+        p_value=decision.p_value if decision else None,
+        negligible=decision is not None and decision.negligible,
+        more_processes=more if undecided else None,
+    )
+
+
+def _label(case: Case, versions: Sequence[Version]) -> Case:
+    """The case under a name that fits: two files have no implementation's name in common."""
+    if all(version.layer is not None for version in versions):
+        return Case(impl=versions[1].label, workload=case.workload)
+    return case
