@@ -9,6 +9,7 @@ from torch import Tensor
 
 from impls.layer import MoELayer
 from impls.routing import Routing
+from impls.stages import stage
 
 
 class Baseline(MoELayer):
@@ -27,4 +28,5 @@ class Baseline(MoELayer):
 
     def _routed(self, x_TD: Tensor, given: Routing | None) -> Tensor:
         del given
-        return self.mix(x_TD)
+        with stage("experts"):
+            return self.mix(x_TD)

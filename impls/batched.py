@@ -15,6 +15,7 @@ from impls.ffn import feed_forward_batched
 from impls.layer import Direction, MoELayer, Unsupported
 from impls.routing import Routing
 from impls.spec import LayerSpec
+from impls.stages import stage
 
 MAX_GATHERED_BYTES = 4 * 2**30
 """Past this the gather alone takes seconds and crowds out everything else; such a call is refused, with its size."""
@@ -44,14 +45,15 @@ class Batched(MoELayer):
                 f"gathering one expert's weights for each of {num_tokens * top_k} assignments takes "
                 f"{num_bytes / 2**30:.1f} GiB, above {MAX_GATHERED_BYTES / 2**30:.1f} GiB; batched is for few tokens"
             )
-        ids_N = routing.expert_ids.reshape(-1)
-        y_N1D = feed_forward_batched(
-            self.spec,
-            x_TD.repeat_interleave(top_k, dim=0).unsqueeze(1),
-            weights.in_proj.index_select(0, ids_N),
-            weights.down_proj.index_select(0, ids_N),
-            None if weights.in_bias is None else weights.in_bias.index_select(0, ids_N),
-            None if weights.down_bias is None else weights.down_bias.index_select(0, ids_N),
-        )
-        share_T1K = (routing.weights * routing.kept).to(x_TD.dtype).unsqueeze(1)
-        return torch.bmm(share_T1K, y_N1D.view(num_tokens, top_k, self.spec.d_model)).squeeze(1)
+        with stage("dispatch"):
+            ids_N = routing.expert_ids.reshape(-1)
+            x_N1D = x_TD.repeat_interleave(top_k, dim=0).unsqueeze(1)
+            in_NID = weights.in_proj.index_select(0, ids_N)
+            down_NDF = weights.down_proj.index_select(0, ids_N)
+            in_bias_NI = None if weights.in_bias is None else weights.in_bias.index_select(0, ids_N)
+            down_bias_ND = None if weights.down_bias is None else weights.down_bias.index_select(0, ids_N)
+        with stage("experts"):
+            y_N1D = feed_forward_batched(self.spec, x_N1D, in_NID, down_NDF, in_bias_NI, down_bias_ND)
+        with stage("combine"):
+            share_T1K = (routing.weights * routing.kept).to(x_TD.dtype).unsqueeze(1)
+            return torch.bmm(share_T1K, y_N1D.view(num_tokens, top_k, self.spec.d_model)).squeeze(1)

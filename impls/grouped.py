@@ -14,6 +14,7 @@ from impls.layer import Direction, MoELayer
 from impls.permute import combine_rows, gather_rows
 from impls.routing import Routing, invert, sort_by_expert
 from impls.spec import LayerSpec
+from impls.stages import stage
 from impls.weights import Weights
 
 ALIGNMENT_BYTES = 16
@@ -63,21 +64,24 @@ class Grouped(MoELayer):
     def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """Gather by expert, two grouped matmuls, combine."""
         num_experts, top_k = routing.num_experts, routing.expert_ids.shape[1]
-        ids_N = routing.expert_ids.masked_fill(~routing.kept, num_experts).view(-1)
-        order_N, begins = sort_by_expert(ids_N, num_experts)
-        ends_E = begins[1:].to(torch.int32)
-        num_rows = ids_N.numel()
-        # Dropped assignments come last, past the last end: grouped_mm leaves their rows uninitialised, here and in the
-        # gradients, so no row of theirs may be read.
-        row_TK = invert(order_N).view_as(routing.expert_ids).masked_fill(~routing.kept, num_rows)
-        expert_N = ids_N.index_select(0, order_N)
-
-        weights = self.weights
-        x_ND = gather_rows(x_TD, order_N // top_k, row_TK)
-        hidden_NI = functional.grouped_mm(x_ND, weights.in_proj.transpose(1, 2), offs=ends_E)
-        hidden_NF = activate(self.spec, _add_bias(hidden_NI, weights.in_bias, expert_N))
-        y_ND = functional.grouped_mm(hidden_NF, weights.down_proj.transpose(1, 2), offs=ends_E)
-        return combine_rows(_add_bias(y_ND, weights.down_bias, expert_N), routing.weights, row_TK)
+        with stage("dispatch"):
+            ids_N = routing.expert_ids.masked_fill(~routing.kept, num_experts).view(-1)
+            order_N, begins = sort_by_expert(ids_N, num_experts)
+            ends_E = begins[1:].to(torch.int32)
+            num_rows = ids_N.numel()
+            # Dropped assignments come last, past the last end: grouped_mm leaves their rows uninitialised, here and in
+            # the gradients, so no row of theirs may be read.
+            row_TK = invert(order_N).view_as(routing.expert_ids).masked_fill(~routing.kept, num_rows)
+            expert_N = ids_N.index_select(0, order_N)
+            x_ND = gather_rows(x_TD, order_N // top_k, row_TK)
+        with stage("experts"):
+            weights = self.weights
+            hidden_NI = functional.grouped_mm(x_ND, weights.in_proj.transpose(1, 2), offs=ends_E)
+            hidden_NF = activate(self.spec, _add_bias(hidden_NI, weights.in_bias, expert_N))
+            y_ND = functional.grouped_mm(hidden_NF, weights.down_proj.transpose(1, 2), offs=ends_E)
+            y_ND = _add_bias(y_ND, weights.down_bias, expert_N)
+        with stage("combine"):
+            return combine_rows(y_ND, routing.weights, row_TK)
 
 
 def _add_bias(rows: Tensor, bias: Tensor | None, expert_N: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from impls.ffn import feed_forward
 from impls.routing import Routing, route
 from impls.spec import LayerSpec
+from impls.stages import stage
 from impls.weights import Weights
 
 Direction = Literal["forward", "train"]
@@ -93,14 +94,17 @@ class MoELayer(nn.Module, ABC):
         """
         x_TD = self._tokens(x)
         y_TD = self._routed(x_TD, routing)
-        shared_TD = self._shared(x_TD)
+        with stage("shared"):
+            shared_TD = self._shared(x_TD)
         return (y_TD if shared_TD is None else y_TD + shared_TD).view(x.shape)
 
     def _routed(self, x_TD: Tensor, given: Routing | None) -> Tensor:
-        routing = route(self.spec, self.weights, x_TD, given)
+        with stage("route"):
+            routing = route(self.spec, self.weights, x_TD, given)
         if not self.spec.scales_input:
             return self.compute(x_TD, routing)
-        scaled_ND, single = _scaled_assignments(x_TD, routing)
+        with stage("dispatch"):
+            scaled_ND, single = _scaled_assignments(x_TD, routing)
         return self.compute(scaled_ND, single).view(*routing.expert_ids.shape, x_TD.shape[1]).sum(1)
 
     def _shared(self, x_TD: Tensor) -> Tensor | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from impls.ffn import feed_forward
 from impls.layer import MoELayer
 from impls.routing import Routing
+from impls.stages import stage
 
 
 class LoopIndexed(MoELayer):
@@ -26,10 +27,14 @@ class LoopIndexed(MoELayer):
         ids_TK = routing.expert_ids.masked_fill(~routing.kept, self.spec.num_experts)
         y_TD = torch.zeros_like(x_TD)
         for e in range(self.spec.num_experts):
-            token_n, choice_n = torch.where(ids_TK == e)
-            in_bias = None if weights.in_bias is None else weights.in_bias[e]
-            down_bias = None if weights.down_bias is None else weights.down_bias[e]
-            y_nD = feed_forward(self.spec, x_TD[token_n], weights.in_proj[e], weights.down_proj[e], in_bias, down_bias)
-            share_n1 = routing.weights[token_n, choice_n].unsqueeze(1)
-            y_TD = y_TD.index_add(0, token_n, (y_nD * share_n1).to(y_TD.dtype))
+            with stage("dispatch"):
+                token_n, choice_n = torch.where(ids_TK == e)
+                x_nD = x_TD[token_n]
+            with stage("experts"), stage("experts", e):
+                in_bias = None if weights.in_bias is None else weights.in_bias[e]
+                down_bias = None if weights.down_bias is None else weights.down_bias[e]
+                y_nD = feed_forward(self.spec, x_nD, weights.in_proj[e], weights.down_proj[e], in_bias, down_bias)
+            with stage("combine"):
+                share_n1 = routing.weights[token_n, choice_n].unsqueeze(1)
+                y_TD = y_TD.index_add(0, token_n, (y_nD * share_n1).to(y_TD.dtype))
         return y_TD

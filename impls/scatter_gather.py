@@ -11,6 +11,7 @@ from impls.ffn import feed_forward_batched
 from impls.layer import MoELayer
 from impls.permute import combine_rows
 from impls.routing import Routing, expert_slots
+from impls.stages import stage
 
 
 class ScatterGather(MoELayer):
@@ -20,17 +21,20 @@ class ScatterGather(MoELayer):
         """Scatter, every expert on its whole buffer, gather and combine."""
         num_tokens, width = x_TD.shape
         num_experts, top_k = routing.num_experts, routing.expert_ids.shape[1]
-        slots_TK, capacity = expert_slots(routing)
-        num_rows = num_experts * capacity
-        row_TK = (routing.expert_ids * capacity + slots_TK).masked_fill(~routing.kept, num_rows)
+        with stage("dispatch"):
+            slots_TK, capacity = expert_slots(routing)
+            num_rows = num_experts * capacity
+            row_TK = (routing.expert_ids * capacity + slots_TK).masked_fill(~routing.kept, num_rows)
 
-        # One row more than there are takes what is dropped, and is cut off.
-        x_ND = x_TD.unsqueeze(1).expand(num_tokens, top_k, width).reshape(-1, width)
-        buffer_RD = x_TD.new_zeros(num_rows + 1, width).index_copy(0, row_TK.reshape(-1), x_ND)
-        buffer_ECD = buffer_RD[:num_rows].view(num_experts, capacity, width)
+            # One row more than there are takes what is dropped, and is cut off.
+            x_ND = x_TD.unsqueeze(1).expand(num_tokens, top_k, width).reshape(-1, width)
+            buffer_RD = x_TD.new_zeros(num_rows + 1, width).index_copy(0, row_TK.reshape(-1), x_ND)
+            buffer_ECD = buffer_RD[:num_rows].view(num_experts, capacity, width)
 
-        weights = self.weights
-        y_ECD = feed_forward_batched(
-            self.spec, buffer_ECD, weights.in_proj, weights.down_proj, weights.in_bias, weights.down_bias
-        )
-        return combine_rows(y_ECD.view(num_rows, width), routing.weights, row_TK)
+        with stage("experts"):
+            weights = self.weights
+            y_ECD = feed_forward_batched(
+                self.spec, buffer_ECD, weights.in_proj, weights.down_proj, weights.in_bias, weights.down_bias
+            )
+        with stage("combine"):
+            return combine_rows(y_ECD.view(num_rows, width), routing.weights, row_TK)

@@ -73,7 +73,7 @@ def growth(name: str) -> float:
     return (large - middle) / (middle - small)
 
 
-@pytest.mark.parametrize("name", [*EXACT, *BASELINES])
+@pytest.mark.parametrize("name", [name for name in (*EXACT, *BASELINES) if name != "loop_indexed"])
 def test_a_training_step_is_linear_in_the_number_of_experts(name: str) -> None:
     if name == "dense":  # takes top_k experts, whatever their number
         assert bytes_of_a_step(name, 64) - bytes_of_a_step(name, 32) <= 64 * 2 * 16 * 32 * 4 * 2
@@ -81,5 +81,6 @@ def test_a_training_step_is_linear_in_the_number_of_experts(name: str) -> None:
         assert growth(name) < 2.2
 
 
-def test_the_trap_is_seen() -> None:
-    assert growth("indexing") > 3.3
+@pytest.mark.parametrize("name", ["indexing", "loop_indexed"])
+def test_the_trap_is_seen(name: str) -> None:
+    assert growth(name) > 3.3
