@@ -43,7 +43,7 @@ def compare_command(
         progress = make_progress(quiet)
         try:
             comparison = compare_versions(
-                base, new, source or DEFAULT_SWEEP, overrides, processes=processes, progress=progress
+                base, new, source or DEFAULT_SWEEP, overrides, processes=processes, progress=progress, results=results
             )
         finally:
             progress.stop()
