@@ -131,7 +131,7 @@ def read_info(folder: Path) -> RunInfo:
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise ResultsError(f"{path} is not valid JSON: {error}; was it edited or copied half?") from None
     version = document.get("schema_version") if isinstance(document, dict) else None
@@ -154,27 +154,27 @@ def read_run(folder: Path) -> Run:
     info = read_info(folder)
     path = folder / LOG_FILE
     records: list[AnyRecord] = []
-    faults: list[str] = []
+    faults = _Faults()
     try:
         if path.stat().st_size > MAX_LOG_BYTES:
             raise ResultsError(f"{path} is larger than {MAX_LOG_BYTES >> 30} GiB: not read")
         for number, line in _lines(path):
             if len(line) > MAX_LINE_BYTES:
-                faults.append(f"{path}: line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; it is left out")
+                faults.add(f"{path}: line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; it is left out")
             elif not line.endswith(b"\n"):
-                faults.append(f"{path}: the last line ({number}) was cut short while it was written; it is left out")
+                faults.add(f"{path}: the last line ({number}) was cut short while it was written; it is left out")
             else:
                 try:
                     records.append(record_adapter.validate_json(line))
                 except ValidationError as error:
-                    faults.append(f"{path}: line {number} is not a valid record and is left out: {first_fault(error)}")
+                    faults.add(f"{path}: line {number} is not a valid record and is left out: {first_fault(error)}")
     except FileNotFoundError:
         raise ResultsError(f"{folder}: {RUN_FILE} is there but {LOG_FILE} is missing; nothing can be read") from None
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(faults) > MAX_WARNINGS:
-        faults[MAX_WARNINGS:] = [f"{path}: {len(faults) - MAX_WARNINGS} more lines like these"]
-    return Run(info, records, faults)
+    if faults.num_more:
+        faults.told.append(f"{path}: {faults.num_more} more lines like these")
+    return Run(info, records, faults.told)
 
 
 def mend(folder: Path) -> int:
@@ -237,6 +237,30 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 rest = log.readline(MAX_LINE_BYTES + 1)
                 if len(rest) <= MAX_LINE_BYTES or rest.endswith(b"\n"):
                     break
+
+
+class _Faults:
+    """The first faults of a file, and the number of the others: a file can hold more bad lines than memory does."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.num_more = 0
+
+    def add(self, text: str) -> None:
+        if len(self.told) < MAX_WARNINGS:
+            self.told.append(text)
+        else:
+            self.num_more += 1
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of a JSON document, in which no key may stand twice: readers would differ on which one counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
 
 
 def first_fault(error: ValidationError) -> str:

@@ -160,6 +160,14 @@ def _close_the_socket() -> None:
     time.sleep(300)
 
 
+def _fork_and_hold() -> None:
+    """End without an answer, while a child that left the group keeps the socket open."""
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(3)
+    os._exit(0)
+
+
 def _ignore_everything() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -184,5 +192,6 @@ MISDEEDS: dict[str, Callable[[], object]] = {
     "endless_line": _write_endless_line,
     "wrong_answer": _answer_wrongly,
     "close": _close_the_socket,
+    "fork_and_hold": _fork_and_hold,
     "slow": lambda: time.sleep(0.3),
 }

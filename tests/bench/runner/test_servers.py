@@ -32,6 +32,7 @@ def job(impl: str) -> QualifyJob:
         ("print_for_ever", Status.TIMEOUT, "said nothing"),
         ("announce_for_ever", Status.TIMEOUT, "did not get to an answer"),
         ("exit_0", Status.CRASHED, "exit code 0 and no answer"),
+        ("fork_and_hold", Status.CRASHED, "exit code 0 and no answer"),
         ("sys_exit_3", Status.CRASHED, "exit code 3"),
         ("memory", Status.OUT_OF_MEMORY, "not enough memory"),
         ("raise", Status.ERROR, "ValueError: what a pity"),

@@ -1,5 +1,6 @@
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,34 @@ def test_a_broken_run_file_says_what_is_wrong(folder: Path, content: bytes, word
     (folder / log.RUN_FILE).write_bytes(content)
     with pytest.raises(ResultsError, match=words):
         log.read_run(folder)
+
+
+def test_a_key_that_stands_twice_is_refused(folder: Path) -> None:
+    path = folder / log.RUN_FILE
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 0, "seed": 1'))
+    with pytest.raises(ResultsError, match="the key 'seed' is there twice"):
+        log.read_run(folder)
+
+
+def test_a_log_of_a_version_1_run_is_read_whole() -> None:
+    run = log.read_run(Path(__file__).parents[2] / "data" / "run-version-1")
+    assert run.info.schema_version == 1
+    assert run.warnings == []
+    kinds = [record.kind for record in run.records]
+    lines = (Path(__file__).parents[2] / "data" / "run-version-1" / log.LOG_FILE).read_bytes().count(b"\n")
+    assert len(kinds) == lines
+    assert set(kinds) == {"case", "samples", "control", "ceiling", "energy", "note"}
+
+
+def test_millions_of_bad_lines_cost_no_memory(folder: Path) -> None:
+    with (folder / log.LOG_FILE).open("ab") as file:
+        file.write(b"\n" * 100_000)
+    tracemalloc.start()
+    warnings = log.read_run(folder).warnings
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(warnings) == log.MAX_WARNINGS + 1
+    assert peak_bytes < 1_000_000
 
 
 def test_folders_that_are_no_runs_say_why(folder: Path, tmp_path: Path) -> None:
