@@ -69,6 +69,7 @@ def _transformers() -> Any:
 def _load(transformers: Any, model: str) -> Any:
     """The model without its head, from this machine only."""
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # it reports the head that is left out
     try:
         return transformers.AutoModel.from_pretrained(model, local_files_only=True, dtype="auto").eval()
     except (OSError, ValueError, KeyError, ImportError) as error:
