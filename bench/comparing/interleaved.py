@@ -91,6 +91,11 @@ def compare_versions(
             raise RunInterruptedError("interrupted: a comparison that is not whole gives no verdict") from None
 
 
+def _close_all(pair: list[VersionProcess]) -> None:
+    for process in pair:
+        process.close()
+
+
 def _sweep(versions: Sequence[Version], source: str | Path, overrides: Mapping[str, object]) -> Sweep:
     files = [version.layer is not None for version in versions]
     if not all(files):
@@ -295,7 +300,7 @@ class _Duel:
         pair: list[VersionProcess] = []
         with ExitStack() as stack:
             # whatever is in the list when this ends is closed, also what replaced a dead one
-            stack.callback(lambda: [process.close() for process in pair])
+            stack.callback(_close_all, pair)
             started = {side: self._start(side) for side in self._order()}
             pair += [started[side] for side in (0, 1)]
             yield pair

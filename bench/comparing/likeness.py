@@ -60,7 +60,8 @@ def find_differences(base: RunInfo, new: RunInfo, base_cases: Sequence[Case], ne
 
 def environment_differences(base: RunInfo, new: RunInfo) -> tuple[list[str], list[str]]:
     """Blocking differences of machine and software, and those that are only told."""
-    blocking, told = [], []
+    blocking: list[str] = []
+    told: list[str] = []
     if base.machine != new.machine:
         blocking.append(f"machine: {base.machine} in BASE, {new.machine} in NEW")
     ours, theirs = _flat(base.environment), _flat(new.environment)

@@ -136,9 +136,10 @@ def _match(
     """Pairs of cases, in NEW's order, and the cases that only one run has."""
     ignored = differences.settings
     keyed = [
-        {matching_key(record.case, ignored): record for record in reversed(side.cases.values())} for side in (base, new)
+        {matching_key(record.case, ignored): record for record in reversed(list(side.cases.values()))}
+        for side in (base, new)
     ]
-    matched = [(keyed[0][key], record) for key, record in reversed(keyed[1].items()) if key in keyed[0]]
+    matched = [(keyed[0][key], record) for key, record in reversed(list(keyed[1].items())) if key in keyed[0]]
     paired = {record.case_id for pair in matched for record in pair}
     alone = []
     for side, other in ((base, new), (new, base)):
@@ -205,7 +206,7 @@ def _effects(units: Sequence[tuple[Floats, Floats]], spread: Spread, withheld: s
         below = sum(part**2 / freedom for part, freedom in parts)
         freedoms.append(variance**2 / below if below > 0 else spread.freedom)
         judged.append(min(base.size, new.size) >= MIN_PROCESSES and not withheld)
-    return Effects(*(np.array(values, dtype=float) for values in (means, errors, freedoms)), np.array(judged, bool))
+    return Effects(np.array(means), np.array(errors), np.array(freedoms), np.array(judged, dtype=bool))
 
 
 def _latency(decision: Decision, base: Floats, new: Floats, spread: Spread, withheld: str) -> tuple[Change, int | None]:
@@ -223,8 +224,8 @@ def _latency(decision: Decision, base: Floats, new: Floats, spread: Spread, with
                 f"runs made one after the other show differences beyond about {percent(reach)} here, "
                 f"found {signed_percent(decision.ratio.value - 1)}"
             )
-    latencies = [math.exp(float(np.median(side))) for side in (base, new)]
-    return Change(*latencies, decision.ratio, decision.verdict.value, reason), more
+    base_s, new_s = (math.exp(float(np.median(side))) for side in (base, new))
+    return Change(base_s, new_s, decision.ratio, decision.verdict.value, reason), more
 
 
 def _more_processes(decision: Decision, base: Floats, new: Floats, spread: Spread) -> int | None:
@@ -241,7 +242,7 @@ def _more_processes(decision: Decision, base: Floats, new: Floats, spread: Sprea
 
 
 def _memory(base: CaseRecord, new: CaseRecord) -> Change:
-    values = [record.qualified and record.qualified.allocator_peak_bytes for record in (base, new)]
+    values = [record.qualified.allocator_peak_bytes if record.qualified else None for record in (base, new)]
     if values[0] is None or values[1] is None:
         gaps = [record.qualified.gaps.get("allocator_peak_bytes", "") for record in (base, new) if record.qualified]
         return Change(reason=next((gap for gap in gaps if gap), "not measured in both runs"))

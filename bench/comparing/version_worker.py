@@ -96,6 +96,7 @@ class Worker:
             output_TD = self.layer(self.x_TD, routing=given)
         found = {"output": output_TD}
         if self.train:
+            assert self.gradient_TD is not None
             gradient_TD = torch.zeros_like(self.gradient_TD)
             gradient_TD[tokens_n] = self.gradient_TD[tokens_n]
             output_TD.backward(gradient_TD)

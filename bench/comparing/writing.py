@@ -120,8 +120,8 @@ def _object(case: CaseComparison, comparison: Comparison) -> dict[str, Any]:
         "latency_s_new": latency.new,
     }
     for metric in ("memory", "energy", "accuracy"):
-        change = case.change(metric)  # type: ignore[arg-type]  # a tuple of literals is read as one of str
-        unit = UNITS[metric]  # type: ignore[index]  # the same
+        change = case.change(metric)
+        unit = UNITS[metric]
         values |= {
             f"{unit}_base": change.base,
             f"{unit}_new": change.new,

@@ -111,7 +111,7 @@ def energy(impl: str, on: Workload, joules: float, low: float, high: float) -> E
 
 def quiet(mean: float, seed: int, count: int = 12) -> list[float]:
     """Processes that hardly differ."""
-    return (mean + np.random.default_rng(seed).normal(0, 0.002, count)).tolist()
+    return [mean + float(noise) for noise in np.random.default_rng(seed).normal(0, 0.002, count)]
 
 
 def write(results: Path, run: RunInfo, records: Sequence[AnyRecord]) -> Path:

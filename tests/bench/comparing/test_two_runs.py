@@ -64,7 +64,8 @@ def test_faster_mirrors_slower() -> None:
 
 def test_a_failed_control_withholds_the_verdict() -> None:
     run, records = side("b", mean=0.5)
-    unsound = [record for record in records if record.kind != "control"] + control(sound=False)
+    unsound: list[AnyRecord] = [record for record in records if record.kind != "control"]
+    unsound += control(sound=False)
     comparison = compare_records(side(), (run, unsound), spread=QUIET)
     assert only(comparison).verdict == "inconclusive"
     assert only(comparison).reason == "the control of NEW did not pass"
