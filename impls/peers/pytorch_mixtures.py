@@ -1,4 +1,4 @@
-"""`pytorch_mixtures.TopkMoE`: a list of experts and `torch.where` for the tokens of each, on our weights and routing."""
+"""`pytorch_mixtures.TopkMoE`: a list of experts, `torch.where` for the tokens of each, on our weights and routing."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class TransformersExperts(MoELayer):
         experts = _experts_module(spec, self.implementation)
         for name in ("gate_up_proj" if spec.gated else "up_proj", "down_proj"):
             setattr(experts, name, getattr(weights, name))
-        experts._is_expert_parallel = _drops(spec)
+        experts._is_expert_parallel = _drops(spec)  # noqa: SLF001  theirs; the module has no public name for it
         # In a tuple, so that the parameters are not registered a second time.
         self._experts = (experts,)
 
