@@ -40,7 +40,7 @@ def short_table(analysis: Analysis) -> Table:
     rows = []
     for row in frame.to_dict("records"):
         cells = [str(row["impl"]), *(str(row[name]) for name in varying)]
-        rows.append([*cells, *_measured(row)])
+        rows.append([*cells, *_measured(row, withheld=not analysis.control.passed)])
     return Table(", ".join(held), headings, rows)
 
 
@@ -81,19 +81,23 @@ def markdown(table: Table) -> str:
     return f"{text}\n\nHeld equal: {_escaped(table.held_equal)}."
 
 
-def _measured(row: Mapping[Hashable, Any]) -> list[str]:
+def _measured(row: Mapping[Hashable, Any], *, withheld: bool) -> list[str]:
     if row["status"] != "ok":
         return [str(row["status"]), "", "", "", "", str(row["reason"])]
     latency_s, low_s, high_s = row["latency_s"], row["latency_low_s"], row["latency_high_s"]
     width = "" if _absent(low_s) else f"{50 * (high_s - low_s) / latency_s:.1f}"
     verdict = "" if _absent(row["verdict"]) else str(row["verdict"])
+    if row["impl"] == row["fastest_impl"]:
+        verdict = "best"
+    if withheld and verdict:
+        verdict = "withheld"
     return [
         "not timed" if _absent(latency_s) else units.latency(latency_s),
         width,
         "" if _absent(row["tokens_per_s"]) else units.rate(row["tokens_per_s"], "tokens/s"),
         "" if _absent(row["peak_memory_bytes"]) else units.bytes_(row["peak_memory_bytes"]),
         "" if _absent(row["ratio"]) else units.three_digits(row["ratio"]),
-        "best" if row["impl"] == row["fastest_impl"] else verdict,
+        verdict,
     ]
 
 

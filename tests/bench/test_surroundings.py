@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def machine(tmp_path: Path) -> Machine:
     return change(Machine(tmp_path / "proc", tmp_path / "sys", frozenset(range(8)), {}, []), QUIET)
 
 
-def change(machine: Machine, files: dict[str, str | None], **fields: Any) -> Machine:
+def change(machine: Machine, files: Mapping[str, str | None], **fields: Any) -> Machine:
     """Write files of the machine, or take them away."""
     for name, text in files.items():
         path = machine.proc.parent / name

@@ -128,7 +128,7 @@ def draw(folder: Path) -> None:
     from matplotlib import pyplot as plt
 
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    plain = {"dpi": 160, "bbox_inches": "tight", "metadata": {"Software": None}}
+    plain: dict[str, Any] = {"dpi": 160, "bbox_inches": "tight", "metadata": {"Software": None}}
 
     seconds = drift()
     figure, axes = plt.subplots(figsize=(7, 2.6))

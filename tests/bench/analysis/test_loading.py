@@ -22,6 +22,7 @@ from bench.analysis.roofline import Ceilings
 from bench.errors import ResultsError
 from bench.store.log import append, create_run
 from bench.store.schema import AnyRecord, Disturbance, EnergyRecord, RoutingFacts, Status
+from bench.table import short_table
 
 WORKLOAD = making.workload()
 TRUE_S = {"grouped": 1e-3, "loop": 2e-3, "dense": 0.5e-3}
@@ -163,6 +164,7 @@ def test_a_failed_control_withholds_every_verdict() -> None:
     assert [winner.impl for winner in analysis.winners] == [None]
     assert "control" in analysis.winners[0].sentence
     assert analysis.control.sentence in analysis.warnings
+    assert {row[-1] for row in short_table(analysis).rows if row[0] in TRUE_S} == {"withheld"}
     assert bad[0].planted_slowdown == PLANTED
 
 
