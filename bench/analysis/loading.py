@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from statistics import median, median_low
@@ -46,7 +47,7 @@ def load(run_folder: Path) -> Analysis:
         ResultsError: the folder holds no run that can be read.
     """
     info, records, faults = read_run(run_folder)
-    return analyse(info, records, faults)
+    return replace(analyse(info, records, faults), folder=run_folder)
 
 
 def analyse(info: RunInfo, records: Sequence[AnyRecord], faults: Sequence[str] = ()) -> Analysis:
@@ -95,6 +96,12 @@ def analyse(info: RunInfo, records: Sequence[AnyRecord], faults: Sequence[str] =
         in_samples_fraction=in_samples_fraction(records) if finished else None,
         profiles=profiles,
         limits=_limits(profiles, cases, ceilings),
+        routings={
+            record.case.workload.id: record.qualified.routing
+            for record in ok.values()
+            if record.qualified is not None and record.qualified.routing is not None
+        },
+        cache_bytes=dict(ceilings.cache_bytes),
     )  # fmt: skip
 
 
@@ -149,8 +156,8 @@ def in_samples_fraction(records: Sequence[AnyRecord]) -> float | None:
 
     Inside are the calls of layers and of the control, warm-up included, and the windows of the energy meter; ceilings,
     checks and everything else are not. The first samples of a warm-up, which find how many calls a sample needs, count
-    as one call each. Logs of version 1 do not tell them apart: there, no process counts for more than its wall time. A session lasts from its ``started`` or ``resumed`` note to the last record before the
-    next.
+    as one call each. Logs of version 1 do not tell them apart: there, no process counts for more than its wall time. A
+    session lasts from its ``started`` or ``resumed`` note to the last record before the next.
     """
     inside_s = wall_s = 0.0
     start_s: float | None = None

@@ -11,11 +11,13 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
     from bench.analysis.limits import CaseLimit
     from bench.store.profiles import Profile
-    from bench.store.schema import RunInfo
+    from bench.store.schema import RoutingFacts, RunInfo
 
 
 class Verdict(StrEnum):
@@ -164,6 +166,9 @@ class Analysis:
         in_samples_fraction: share of the run's wall time that was spent inside samples; None while unfinished.
         profiles: by case id, where time, memory and operations go; empty where none was asked for.
         limits: by case id, what limits the profiled cases.
+        routings: by workload id, the routing that happened, where the workload is routed.
+        cache_bytes: by ``(device, threads)``, what is known to fit the last-level cache.
+        folder: where the run was read from; None where it came from no folder.
     """
 
     info: RunInfo
@@ -178,3 +183,6 @@ class Analysis:
     in_samples_fraction: float | None = None
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     limits: Mapping[str, CaseLimit] = field(default_factory=dict)
+    routings: Mapping[str, RoutingFacts] = field(default_factory=dict)
+    cache_bytes: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    folder: Path | None = None

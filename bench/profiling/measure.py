@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.autograd.profiler import profile
@@ -129,15 +129,15 @@ def _profile(sums: Breakdown, counted: Counted, plain_s: float, timeline: Timeli
     calls = sums.num_calls
     stages, experts = _work(counted)
     rows = _operators(sums, counted, on_device=on_device)
-    left = rows[MAX_OPERATORS:]
+    folded = rows[MAX_OPERATORS:]
     return Profile(
         calls=calls,
         plain_s=plain_s,
         whole_s=sums.whole_s / calls,
         stages=[_stage(place, sums.stages[place], calls, stages[place], on_device) for place in _ordered(sums.stages)],
         experts=[_stage(p, sums.experts[p], calls, experts[p], on_device) for p in _ordered(sums.experts)],
-        operators=rows[:MAX_OPERATORS],
-        left_out=(len(left), sum(_seconds(row) for row in left)),
+        operators=sorted([*rows[:MAX_OPERATORS], *_folded(folded)], key=_seconds, reverse=True),
+        left_out=(len(folded), sum(_seconds(row) for row in folded)),
         timeline=timeline,
     )
 
@@ -195,6 +195,32 @@ def _operators(sums: Breakdown, counted: Counted, *, on_device: bool) -> list[Op
             )
         )
     return sorted(rows, key=_seconds, reverse=True)
+
+
+def _folded(rows: Sequence[OperatorTime]) -> list[OperatorTime]:
+    """One row for all shapes of an operator in a stage: a loop over experts has a shape for each load."""
+    groups: defaultdict[tuple[str, str, str], list[OperatorTime]] = defaultdict(list)
+    for row in rows:
+        groups[row.phase, row.stage, row.name].append(row)
+    return [
+        group[0].model_copy(
+            update={
+                "shapes": f"{len(group)} other shapes" if len(group) > 1 else group[0].shapes,
+                "calls": sum(row.calls for row in group),
+                "host_s": sum(row.host_s for row in group),
+                "device_s": None if group[0].device_s is None else sum(row.device_s or 0.0 for row in group),
+                "flops": _sum(row.flops for row in group),
+                "moved_bytes": _sum(row.moved_bytes for row in group),
+            }
+        )
+        for group in groups.values()
+    ]
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    """Of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _seconds(row: OperatorTime) -> float:

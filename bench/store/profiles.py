@@ -119,8 +119,8 @@ class Profile(_Part):
         whole_s: mean time of a profiled call; over ``plain_s`` it is the profiler's own slowdown.
         stages: the stages, without an expert's number; they add up to ``whole_s``.
         experts: the same by expert, where the implementation works so.
-        operators: the longest first.
-        left_out: operators that are in no row, and their time together.
+        operators: the longest first; the shapes of many short ones are folded into a row an operator and stage.
+        left_out: operators and shapes that have no row of their own, and their time together.
         timeline: null where it was not made, with the reason in ``gaps``.
         traces: file names beside the log by kind: ``perfetto``, ``memory``.
         gaps: what is not known, and why.

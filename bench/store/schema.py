@@ -52,6 +52,7 @@ class RoutingFacts(BaseModel):
         tokens_per_expert: assignments that each expert kept, length E.
         dropped_fraction: share of the T*K assignments past their expert's capacity.
         load_imbalance: fullest expert over the mean load, before dropping (1 is balanced).
+        dropped_per_expert: assignments past each expert's capacity, length E; empty in older logs.
         note: what a reader must know of forced ids, for example that a trace was repeated; empty where nothing.
     """
 
@@ -60,6 +61,7 @@ class RoutingFacts(BaseModel):
     tokens_per_expert: list[int]
     dropped_fraction: float
     load_imbalance: float
+    dropped_per_expert: list[int] = Field(default_factory=list)
     note: str = ""
 
 

@@ -184,5 +184,6 @@ def facts_of(routing: Routing, note: str) -> RoutingFacts:
         tokens_per_expert=kept_E.tolist(),
         dropped_fraction=1 - int(kept_E.sum()) / num_wanted if num_wanted else 0.0,
         load_imbalance=int(wanted_E.max()) * E / num_wanted if num_wanted else 1.0,
+        dropped_per_expert=(wanted_E - kept_E).tolist(),
         note="; ".join(notes),
     )
