@@ -212,7 +212,7 @@ def _checked(name: str, found: Any) -> type[MoELayer]:
     known = list(dict.fromkeys(entry.semantics for entry in ENTRIES.values()))
     if found.semantics not in known:
         raise InvalidImplementation(
-            f"implementation {name!r}: {found.__name__}.semantics is {found.semantics!r}, and there is no truth to check"
-            f" that against; allowed are {', '.join(known)}"
+            f"implementation {name!r}: {found.__name__}.semantics is {found.semantics!r}, and there is no truth to "
+            f"check that against; allowed are {', '.join(known)}"
         )
     return found

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class TransformersExperts(MoELayer):
     def __init__(self, spec: LayerSpec, weights: Weights) -> None:
         super().__init__(spec, weights)
         self.path = f"transformers {TRANSFORMERS.version()}"
-        experts = _experts_module(spec, self.implementation)
+        experts: Any = _experts_module(spec, self.implementation)
         for name in ("gate_up_proj" if spec.gated else "up_proj", "down_proj"):
             setattr(experts, name, getattr(weights, name))
         experts._is_expert_parallel = _drops(spec)  # noqa: SLF001  theirs; the module has no public name for it

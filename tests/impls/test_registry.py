@@ -112,7 +112,16 @@ def test_an_entry_point_without_its_class(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_only_intended_names_are_public() -> None:
-    intended = ["Availability", "LayerSpec", "MoELayer", "Routing", "Unsupported", "available", "build"]
+    intended = [
+        "Availability",
+        "LayerSpec",
+        "MoELayer",
+        "Routing",
+        "Unsupported",
+        "available",
+        "build",
+        "from_huggingface",
+    ]
     assert sorted(impls.__all__) == dir(impls) == intended
     assert all(getattr(impls, name).__module__.startswith("impls.") for name in intended)
     with pytest.raises(AttributeError, match="module 'impls' has no attribute 'Layer'"):
