@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from operator import methodcaller
 from types import TracebackType
 
-from bench.runner.servers import ForkServer
+from bench.runner.servers import ForkServer, ServerLostError
 
 MAX_AT_ONCE = 4
 
@@ -47,13 +48,20 @@ class Fleet:
             num_wanted: how many will be taken, this one included: no more than these are started.
 
         Raises:
-            ServerLostError: where one cannot be started.
+            ServerLostError: where none of those that were started gets ready; one that does not costs only itself.
             Interrupted: where the user wants to stop.
         """
         if not self._waiting:
-            self._waiting.extend(self._new_server() for _ in range(min(num_wanted, self._at_once)))
-            for server in self._waiting:
-                server.launch()
-            for server in self._waiting:
-                server.start()
+            self._start(min(num_wanted, self._at_once))
         return self._waiting.popleft()
+
+    def _start(self, number: int) -> None:
+        self._waiting.extend(self._new_server() for _ in range(number))
+        for step in (methodcaller("launch"), methodcaller("start")):
+            for server in tuple(self._waiting):
+                try:
+                    step(server)
+                except ServerLostError:
+                    self._waiting.remove(server)
+                    if not self._waiting:
+                        raise

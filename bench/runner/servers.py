@@ -82,20 +82,28 @@ class ForkServer:
         self._ready = True
 
     def launch(self) -> None:
-        """Start the process if it is not running, without waiting: several may load at the same time."""
+        """Start the process if it is not running, without waiting: several may load at the same time.
+
+        Raises:
+            ServerLostError: where the system gives no more processes.
+        """
         if self._process is not None:
             return
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-P", "-m", "bench.runner.server", "--lifeline", str(theirs.fileno())]
         with theirs:
-            self._process = subprocess.Popen(
-                [*command, "--jobs", self._jobs, "--preload", *self._preload],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is for the runner, which then decides
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [*command, "--jobs", self._jobs, "--preload", *self._preload],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C in the terminal is for the runner, which then decides
+                )
+            except OSError as error:
+                ours.close()
+                raise ServerLostError(f"a fork server cannot be started: {error.strerror}") from error
         assert self._process.stdout is not None
         self._output = self._process.stdout.fileno()
         os.set_blocking(self._output, False)

@@ -133,15 +133,14 @@ def test_the_requested_time_stays_within_the_budget(tmp_path: Path) -> None:
         (tmp_path / "trace").unlink()
 
 
-def test_a_spent_budget_ends_the_run_with_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_JOBS_SLEEP_SHARE", "1.5")
-    started_s = time.monotonic()
-    outcome = run(make_sweep(["ok", "loop"], 4, processes=50, budget_s=6), tmp_path)
+def test_a_spent_budget_ends_the_run_with_a_note(tmp_path: Path) -> None:
+    """Every process takes 1.2 seconds, so twenty cannot fit, whatever the machine."""
+    outcome = run(make_sweep(["slow@time", "loop"], 4, processes=20, budget_s=6), tmp_path)
     read = read_run(outcome.folder)
-    assert time.monotonic() - started_s < 30, "fifty processes would take minutes"
     assert events(read) == ["started", "budget_spent"]
+    assert 0 < max(record.replicate for record in of_kind(read, SamplesRecord)) < 19
     note = of_kind(read, NoteRecord)[-1]
-    assert "fewer than 50 processes" in note.text
+    assert "fewer than 20 processes" in note.text
     assert f"moebench run --resume {outcome.folder.name}" in note.text
     assert outcome.num_not_run == 0
 
@@ -270,7 +269,8 @@ def none_left(tmp_path: Path, seconds: float = 10) -> bool:
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_lose_no_row_and_double_none(tmp_path: Path) -> None:
+def test_kills_of_whole_programs_lose_no_row_and_double_none(tmp_path: Path) -> None:
+    """A few with the real programs; ``test_kills`` has a hundred."""
     chance = random.Random(20261122)
     impls = "ok,slow@time,crash@qualify,loop"
     resume, kills = "", 0
@@ -278,7 +278,7 @@ def test_kills_at_random_moments_lose_no_row_and_double_none(tmp_path: Path) -> 
     for _ in range(60):
         process = start(tmp_path, impls, resume)
         try:
-            out, err = process.communicate(timeout=chance.uniform(0.6, 2.2) if kills < 15 else 60)
+            out, err = process.communicate(timeout=chance.uniform(0.6, 2.2) if kills < 5 else 60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
