@@ -20,16 +20,18 @@ from bench.memory_walks import memory_of_call
 from bench.routing_check import routing_fault
 from bench.runner.jobs.behaviour import behaviour
 from bench.runner.jobs.building import build_case, prepared_bytes
+from bench.runner.jobs.compiling import explain, new_inputs
 from bench.runner.jobs.failures import WrongResultError, declared, failed
 from bench.runner.jobs.room import require_memory
 from bench.runner.jobs.shared import Shared, gradients_dropped, make_call, open_shared
 from bench.runner.jobs.truth import StoredTruth, read_truth
 from bench.runner.protocol import Announce, Answer, QualifyJob
-from bench.store.schema import Qualified, RoutingFacts
+from bench.store.schema import Compiled, Qualified, RoutingFacts
 from impls.layer import MoELayer
 from impls.routing import Routing
 
 _ROUGH_CALLS = 3
+_NO_MODEL = "no_model: what a compiler keeps and what it never makes has no analytic model"
 
 
 def qualify(job: QualifyJob, announce: Callable[[Announce], None]) -> Answer:
@@ -53,6 +55,10 @@ def _qualify(case: Case, folder: Path, announce: Callable[[Announce], None]) -> 
     layer = build_case(case, shared, prepare=False)
     device.synchronize()
     prepare_s = _seconds(layer.prepare, device)
+    explained = None
+    if case.compile != "none":
+        announce(Announce(case_id=case.id, what="explain"))
+        explained = explain(layer, shared)
 
     announce(Announce(case_id=case.id, what="check"))
     routing = routing_of(layer, shared) if layer.routes else None
@@ -71,10 +77,23 @@ def _qualify(case: Case, folder: Path, announce: Callable[[Announce], None]) -> 
     peak = measure_peak(call, device)
     facts = None if routing is None else facts_of(routing, shared.note)
     announce(Announce(case_id=case.id, what="conduct"))
-    conduct = behaviour(layer, shared, device, rough_latency_s=rough_latency_s, routing=facts)
+    conduct = behaviour(
+        layer, shared, device, rough_latency_s=rough_latency_s, routing=facts, compiled=explained is not None
+    )
+    compiled = None
+    if explained is not None:
+        announce(Announce(case_id=case.id, what="compile again"))
+        compiled = Compiled(
+            mode=case.compile,
+            compile_s=max(0.0, first_call_s - rough_latency_s),
+            num_graphs=explained.num_graphs,
+            num_graph_breaks=explained.num_breaks,
+            break_reasons=explained.reasons,
+            new_inputs=new_inputs(layer, shared, device),
+        )
     loads = None if facts is None else facts.tokens_per_expert
     cost: Cost = cost_of_call(workload, semantics, loads)
-    model = memory_of_call(case.impl, workload, loads)
+    model = _NO_MODEL if compiled else memory_of_call(case.impl, workload, loads)
     no_model = {"predicted_peak_bytes": model} if isinstance(model, str) else {}
     return Qualified(
         relative_error=checked.relative_error,
@@ -96,6 +115,7 @@ def _qualify(case: Case, folder: Path, announce: Callable[[Announce], None]) -> 
         predicted_parts_bytes={} if isinstance(model, str) else model.parts,
         path=layer.path,
         conduct=conduct,
+        compiled=compiled,
         gaps=peak.gaps | no_model,
     )
 
@@ -126,7 +146,7 @@ def _check(
 ) -> tuple[Checked, float]:
     """Compare the first call with the truth, under the ids that the truth was computed for; and its seconds."""
     given = shared.routing
-    if given is None and routing is not None and not _other_decisions(routing, truth):
+    if given is None and routing is not None and _other_decisions(routing, truth):
         given = shared.decided(truth.expert_ids, truth.kept)  # equal scores fell the other way in this process
     train = shared.workload.direction == "train"
     output_gradient_TD = _only(shared.output_gradient, truth.tokens)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from impls.layer import MoELayer
+from impls.layer import MoELayer, Unsupported
 from impls.loop import Loop
 from impls.routing import Routing
 from impls.spec import LayerSpec
@@ -111,8 +111,15 @@ class WrongShape(Loop):
 
 
 class RoutesByItself(Loop):
-    def route(self, x: Tensor, expert_ids: Tensor | None = None) -> Routing:
-        return super().route(x, torch.zeros_like(super().route(x, expert_ids).expert_ids))
+    def route(self, x: Tensor, given: Tensor | Routing | None = None) -> Routing:
+        return super().route(x, torch.zeros_like(super().route(x, given).expert_ids))
+
+
+class TakesNoGivenIds(Loop):
+    def forward(self, x: Tensor, routing: Routing | None = None) -> Tensor:
+        if routing is not None:
+            raise Unsupported("it routes by itself")
+        return super().forward(x)
 
 
 class Refuses(Loop):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bench.cases import Case, Workload
+from bench.inputs import DTYPES
 from bench.runner.jobs import perform
 from bench.runner.jobs.shared import open_shared
 from bench.runner.jobs.truth import read_truth
@@ -73,6 +74,12 @@ def qualified(folder: Path, impl: str, w: Workload) -> Qualified:
     return answer.qualified
 
 
+def why_not(name: str, w: Workload) -> str | None:
+    """Why an implementation says that it cannot run this workload here."""
+    found = resolve(name)
+    return found.missing() or found.supports(w.layer, torch.device("cpu"), DTYPES[w.dtype], w.direction)
+
+
 @pytest.mark.parametrize("direction", ["forward", "train"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_implementation_qualifies(tmp_path: Path, direction: str, dtype: str) -> None:
@@ -80,6 +87,9 @@ def test_every_implementation_qualifies(tmp_path: Path, direction: str, dtype: s
     prepare(tmp_path, w, sorted({entry.semantics for entry in ENTRIES.values()}))
     for name, entry in ENTRIES.items():
         answer = qualify(tmp_path, name, w)
+        if reason := why_not(name, w):
+            assert (name, answer.status, answer.reason) == (name, Status.UNSUPPORTED, reason)
+            continue
         assert (name, answer.status, answer.reason) == (name, Status.OK, "")
         assert answer.semantics == entry.semantics
         found = answer.qualified
@@ -90,6 +100,25 @@ def test_every_implementation_qualifies(tmp_path: Path, direction: str, dtype: s
         assert found.allocator_peak_bytes is not None
         assert found.allocator_peak_bytes >= found.analytic_peak_bytes
         assert min(found.prepare_s, found.first_call_s, found.rough_latency_s) > 0
+
+
+def test_what_executes_one_router_only_qualifies_under_that_one(tmp_path: Path) -> None:
+    named = {name: entry.router for name, entry in ENTRIES.items() if entry.router}
+    assert named
+    for name, router in named.items():
+        w = workload(layer={"router": router})
+        prepare(tmp_path / name, w)
+        assert why_not(name, workload()) is not None
+        assert qualified(tmp_path / name, name, w).checked_tokens == TOKENS
+
+
+def test_a_layer_is_judged_by_its_own_choice_of_experts_where_that_is_the_truths(tmp_path: Path) -> None:
+    prepare(tmp_path, workload())
+    assert qualified(tmp_path, foreign("TakesNoGivenIds"), workload()).relative_error < 1e-5
+    forced = workload(routing="balanced")
+    prepare(tmp_path / "forced", forced)
+    answer = qualify(tmp_path / "forced", foreign("TakesNoGivenIds"), forced)
+    assert (answer.status, answer.reason) == (Status.UNSUPPORTED, "it routes by itself")
 
 
 def test_no_tokens_at_all_qualify(tmp_path: Path) -> None:
