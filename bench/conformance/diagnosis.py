@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bench.check import NEARLY_ZERO, Checked, allowed_error
-from bench.conformance.suspects import Scene, suspect
+from bench.check import NEARLY_ZERO, Checked
+from bench.conformance.suspects import Scene, factor, suspect
 from impls.routing import Routing
 
 if TYPE_CHECKING:  # the jobs import this
@@ -42,6 +42,7 @@ def diagnose(
     shared: Shared,
     routing: Routing | None,
     checked: Checked,
+    tolerance: float,
 ) -> Diagnosis:
     """Say what is wrong with a result that was found wrong.
 
@@ -53,6 +54,7 @@ def diagnose(
         shared: the workload's tensors.
         routing: the right routing; None for what does not route.
         checked: the check's own verdict, for what has no numbers to compare.
+        tolerance: the relative error that this layer may have here.
     """
     wanted = {"output": truth.output, **truth_gradients}
     found: dict[str, Tensor] = {}
@@ -64,7 +66,6 @@ def diagnose(
         found[name] = given.detach().to("cpu", torch.float64)
     if any(not tensor.isfinite().all() for tensor in found.values()):
         return Diagnosis([checked.fault], ["rows that nobody wrote are read, or something is divided by zero"])
-    tolerance = allowed_error(shared.x.dtype, len(truth.tokens))
     weight_norms = [float(g.norm()) for name, g in truth_gradients.items() if name != "input"]
     floor = NEARLY_ZERO * max(weight_norms, default=0.0)
     diagnosis = Diagnosis()
@@ -82,7 +83,7 @@ def diagnose(
             rows = _wrong_rows(found[name], right, tolerance, scale)
             place = _place(name, rows, found[name], right, routing, tolerance * scale)
             diagnosis.faults.append(f"{_title(name)} is {relative}: {place}")
-    if not wrong:  # an inexact layer's own tolerance, or another fault of form
+    if not wrong:  # a fault of form, of which the check alone knows
         return Diagnosis([checked.fault])
     if "output" in wrong:
         diagnosis.causes += _output_causes(found["output"], truth, shared, routing, tolerance)
@@ -107,7 +108,7 @@ def _wrong_rows(found: Tensor, right: Tensor, tolerance: float, scale: float) ->
     rows = len(right)
     difference_R = (found - right).reshape(rows, -1).norm(dim=1)
     allowed_R = tolerance * right.reshape(rows, -1).norm(dim=1).clamp_min(scale / max(1, rows) ** 0.5)
-    wrong = (difference_R > allowed_R).nonzero().flatten()
+    wrong: Tensor = (difference_R > allowed_R).nonzero().flatten()
     return wrong if len(wrong) else difference_R.argmax().reshape(1)
 
 
@@ -168,7 +169,7 @@ def _gradient_cause(name: str, found: Tensor, right: Tensor, tolerance: float, s
         return f"the gradient of {name} never arrives: {why} (`detach`, `.data`, `no_grad`, or a copy of the tensor)"
     scale = float((found * right).sum() / right.square().sum())
     if float((found - scale * right).norm()) <= 2 * tolerance * float(right.norm()):
-        return f"the gradient of {name} is {scale:.4g} times the right one"
+        return f"the gradient of {name} is {factor(scale)} times the right one"
     if right.dim() == 3 and shared.workload.layer.gated and name.startswith("gate_up"):
         halves = [(found[:, part] - right[:, part]).norm() > 4 * tolerance * right[:, part].norm()
                   for part in (slice(0, right.shape[1] // 2), slice(right.shape[1] // 2, None))]  # fmt: skip

@@ -5,7 +5,7 @@ Shapes: T tokens, D d_model, E experts, K choices of a token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,8 +51,14 @@ def suspect(scene: Scene, found_TD: Tensor, tolerance: float) -> str:
             return sentence
     scale = float((found_TD * scene.truth_TD).sum()) / norm**2
     if scale and float((found_TD - scale * scene.truth_TD).norm()) <= 2 * tolerance * abs(scale) * norm:
-        return f"the whole output is {scale:.4g} times the right one"
+        return f"the whole output is {factor(scale)} times the right one"
     return ""
+
+
+def factor(scale: float) -> str:
+    """A factor in few digits, but never as if it were one."""
+    short = f"{scale:.4g}"
+    return f"{scale:.6g}" if short == "1" else short
 
 
 def _candidates(scene: Scene) -> Iterator[tuple[str, Tensor]]:
@@ -107,9 +113,8 @@ def _candidates(scene: Scene) -> Iterator[tuple[str, Tensor]]:
     yield from _wrong_experts(scene, gated)
 
 
-def _wrong_experts(scene: Scene, gated: object) -> Iterator[tuple[str, Tensor]]:
-    """Mistakes inside of an expert."""
-    assert callable(gated)
+def _wrong_experts(scene: Scene, gated: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Mistakes inside of an expert; ``gated`` weighs and adds what experts give, under shares and ids."""
     spec, shares_TK, ids_TK = scene.spec, scene.shares(), scene.routing.expert_ids
     if spec.gated:
         rows_I = torch.arange(2 * spec.d_ff)

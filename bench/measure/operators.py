@@ -10,7 +10,6 @@ where they are called, and the count says what the call would wait for on a GPU.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode  # torch's documented way to see operators has this home
+from torch.utils._pytree import tree_leaves
+
+from bench.profiling.costs import product_flops
 
 # They give a value, or a tensor whose size is one, to the host.
 _ALWAYS_WAIT = frozenset(
@@ -105,14 +107,14 @@ class _Readers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         # torch would import its compiler to keep it away from here: a second in every fresh process.
         return False
 
     def __init__(self, found: Operators, stacked: Mapping[str, Tensor], num_rows: int, least_one_hot: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._found = found
         self._stacked = list(stacked.values())
         self._shapes = {tuple(weight.shape) for weight in stacked.values()}
@@ -122,26 +124,27 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        if name not in _PRODUCTS:
-            with self:  # what is made of other operators is seen as these
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+        with self:  # what is made of other operators is seen as these
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
         result = func(*args, **kwargs)
         if func.namespace not in ("aten", "prim", "prims", "mkldnn", "mkl"):
             self._found.unknown[str(func)] += 1
         if not func.is_view:
-            self._note(name, args, kwargs, result)
+            self._note(func._schema.name, name, args, kwargs, result)  # noqa: SLF001 - torch's only place for it
         return result
 
-    def _note(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+    def _note(self, full_name: str, name: str, args: Any, kwargs: Any, result: Any) -> None:
         found = self._found
         found.num_operators += 1
         tensors = [a for a in args if isinstance(a, Tensor)]
         if _waits(name, args, kwargs, result):
             found.waits[name] += 1
-        if name in _PRODUCTS:
-            found.flops += _PRODUCTS[name](args, kwargs, result)
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        flops = product_flops(full_name, inputs, result) if isinstance(result, Tensor) else None
+        if flops is not None:
+            found.flops += flops
             found.strided_weights += sum(_is_strided(t) for t in tensors if self._weight_of(t) is not None)
         if name in _ACTIVATIONS and tensors and tensors[-1].dim() and tensors[-1].shape[-1] > 1:
             found.strided_activations += tensors[-1].stride(-1) == 2
@@ -201,39 +204,3 @@ def _is_strided(tensor: Tensor) -> bool:
     if tensor.dim() < 2 or min(tensor.shape[-2:]) < 2:
         return False
     return tensor.stride(-1) != 1 and tensor.stride(-2) != 1
-
-
-def _product(left: int) -> Callable[[Any, Any, Any], int]:
-    """Operations of a product whose left factor is argument ``left``: 2 * (its columns) * (the result's size)."""
-    return lambda args, _kwargs, result: 2 * args[left].shape[-1] * result.numel()
-
-
-def _grouped(args: Any, kwargs: Any, result: Any) -> int:
-    """Of `grouped_mm`: rows up to the last offset only."""
-    left, right = args[0], args[1]
-    offsets = kwargs.get("offs", args[2] if len(args) > 2 else None)
-    if offsets is None:
-        return int(2 * left.shape[-1] * result.numel())
-    used = int(offsets[-1])
-    if left.dim() == 2 and right.dim() == 2:
-        return 2 * used * left.shape[0] * right.shape[1]
-    grouped_is_left = left.dim() == 2
-    others = math.prod(right.shape[-2:]) if grouped_is_left else math.prod(left.shape[-2:])
-    return 2 * used * int(others)
-
-
-_PRODUCTS: dict[str, Callable[[Any, Any, Any], int]] = {
-    "mm": _product(0),
-    "bmm": _product(0),
-    "mv": _product(0),
-    "dot": lambda args, _kwargs, _result: 2 * args[0].numel(),
-    "linear": _product(0),
-    "mkldnn_linear": _product(0),
-    "_mkl_linear": _product(0),
-    "_linear_pointwise": _product(0),
-    "addmm": _product(1),
-    "addmv": _product(1),
-    "baddbmm": _product(1),
-    "_addmm_activation": _product(1),
-    "_grouped_mm": _grouped,
-}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case
-from bench.check import Checked, check_result
+from bench.check import Checked, allowed_error, check_result
 from bench.conformance.battery import Outcome, Probe
 from bench.conformance.diagnosis import diagnose
 from bench.measure.device import open_device
@@ -65,7 +65,13 @@ def run_probe(impl: str, probe: Probe, folder: Path) -> Outcome:
             routing = facts_of(routing_of(layer, shared), "") if layer.routes else None
             conduct = behaviour(layer, shared, device, rough_latency_s=ROUGH_S, routing=routing)
             return Outcome(label=probe.label, status="right", where=where, findings=conduct.findings)
-        return _judged(probe, layer, shared, read_truth(folder, layer.semantics), where)
+        truth = read_truth(folder, layer.semantics)
+
+        def right_in_one_call() -> bool:
+            fresh = open_shared(workload, folder, device.torch_device)
+            return not _plain_fault(build_case(Case(impl=impl, workload=workload), fresh), fresh, truth)
+
+        return _judged(probe, layer, shared, truth, where, right_in_one_call)
     except Unsupported as error:
         return Outcome(label=probe.label, status="unsupported", where=where, reason=error.reason)
 
@@ -74,7 +80,14 @@ def _semantics(impl: str, probe: Probe) -> str:
     return declared(Case(impl=impl, workload=probe.workload))["semantics"]
 
 
-def _judged(probe: Probe, layer: MoELayer, shared: Shared, truth: StoredTruth, where: str) -> Outcome:
+def _judged(
+    probe: Probe,
+    layer: MoELayer,
+    shared: Shared,
+    truth: StoredTruth,
+    where: str,
+    right_in_one_call: Callable[[], bool],
+) -> Outcome:
     faults, causes = [], []
     routing: Routing | None = None
     if layer.routes:
@@ -83,19 +96,20 @@ def _judged(probe: Probe, layer: MoELayer, shared: Shared, truth: StoredTruth, w
                 routing_of(layer, shared)
         except WrongResultError as error:
             faults.append(f"{error}")
-        with torch.no_grad():
-            unforceable = shared.workload.layer.unforceable
-            routing = shared.routing or (layer.route(shared.x) if unforceable else shared.route(truth.expert_ids))
+        routing = _right_routing(layer, shared, truth)
     with gradients_dropped(shared):
         result = _MANNERS.get(probe.manner, _once)(layer, shared, routing)
         leaves_gradients = any(leaf.grad is not None for _, leaf in shared.leaves())
     gradients = {name: g for name, g in truth.gradients.items() if name in result.gradients}
     checked = _check(result, truth, gradients, shared, layer)
     if checked.fault:
-        found = diagnose(result.output, result.gradients, truth, gradients, shared, routing, checked)
+        found = diagnose(
+            result.output, result.gradients, truth, gradients, shared, routing, checked, _allowed(layer, shared, truth)
+        )
         faults += found.faults
         causes += found.causes
-        if cause := _CAUSES.get(probe.manner):
+        # what is wrong in a plain call too does not come from the manner
+        if (cause := _CAUSES.get(probe.manner)) and right_in_one_call():
             causes.append(cause)
     if changed := shared.changed():
         faults.append(f"it changes {changed} in place, which belong to the caller")
@@ -110,6 +124,26 @@ def _judged(probe: Probe, layer: MoELayer, shared: Shared, truth: StoredTruth, w
         causes=list(dict.fromkeys(causes)),
         relative_error=checked.relative_error,
     )
+
+
+def _right_routing(layer: MoELayer, shared: Shared, truth: StoredTruth) -> Routing:
+    if shared.routing is not None:
+        return shared.routing
+    with torch.no_grad():
+        return layer.route(shared.x) if shared.workload.layer.unforceable else shared.route(truth.expert_ids)
+
+
+def _plain_fault(layer: MoELayer, shared: Shared, truth: StoredTruth) -> str:
+    """What is wrong with one plain call of a new layer."""
+    routing = _right_routing(layer, shared, truth) if layer.routes else None
+    with gradients_dropped(shared):
+        result = _once(layer, shared, routing)
+        return _check(result, truth, truth.gradients, shared, layer).fault
+
+
+def _allowed(layer: MoELayer, shared: Shared, truth: StoredTruth) -> float:
+    rounding = allowed_error(shared.x.dtype, len(truth.tokens))
+    return rounding if layer.exact else max(layer.tolerance, rounding)
 
 
 def _check(
@@ -139,7 +173,7 @@ def _call(
     assert shared.output_gradient is not None
     judged = isinstance(output, Tensor) and output.shape == x.shape  # else the check says what is wrong
     if judged and (output.requires_grad or len(x)):  # without tokens there is nothing to go back to
-        output.backward(shared.output_gradient.view(x.shape) if gradient is None else gradient)
+        output.backward(shared.output_gradient.view(x.shape) if gradient is None else gradient)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return output
 
 

@@ -86,7 +86,8 @@ def test_a_right_layer_passes_in_half_precision(name: str, tmp_path: Path) -> No
 
 def test_an_inexact_layer_within_its_tolerance_is_right(probes: list[Probe], tmp_path: Path) -> None:
     found = run_probe(impl("FivePercentOffAndInexact"), probes[0], tmp_path)
-    assert (found.status, found.relative_error) == ("right", pytest.approx(0.05, rel=1e-3))
+    assert found.status == "right"
+    assert found.relative_error == pytest.approx(0.05, rel=1e-3)
 
 
 def test_what_a_layer_does_not_support_has_its_reason(tmp_path: Path) -> None:
