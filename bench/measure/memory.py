@@ -6,7 +6,6 @@ tensors; the system's includes the scratch of libraries, in whole pages. Neither
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from dataclasses import dataclass, field
 
@@ -14,7 +13,8 @@ import torch
 from torch.autograd.profiler import profile
 
 from bench.measure.device import Call, Device
-from bench.measure.proc import os_peak_gap, peak_resident_bytes, reset_peak, resident_bytes
+from bench.measure.proc import os_peak_gap
+from bench.measure.resident import resident_growth_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,9 @@ class PeakMemory:
 def measure_peak(call: Call, device: Device) -> PeakMemory:
     """Peak memory of ``call()``, its result included.
 
-    The call is made three times on the CPU and twice on CUDA: first for what happens only once (lazily mapped weights,
-    library start-up), then once under each meter, so that neither meter sees the other.
+    The call is made four times on the CPU and twice on CUDA: first for what happens only once (lazily mapped weights,
+    library start-up, for the system's peak once more in a thread of its own), then once under each meter, so that
+    neither meter sees the other.
 
     The call must leave nothing behind, such as gradients: they would pass for something that existed before.
     """
@@ -47,10 +48,9 @@ def measure_peak(call: Call, device: Device) -> PeakMemory:
         return _cuda_peak(call, device)
     gaps = {"reserved_peak_bytes": "not_supported: only CUDA's allocator reserves memory"}
     allocator_peak_bytes = cpu_allocator_peak_bytes(call)
-    os_peak_bytes, reason = _resident_peak_bytes(call)
-    if reason:
-        gaps["os_peak_bytes"] = reason
-    return PeakMemory(allocator_peak_bytes, os_peak_bytes, None, gaps)
+    if reason := os_peak_gap():
+        return PeakMemory(allocator_peak_bytes, None, None, gaps | {"os_peak_bytes": reason})
+    return PeakMemory(allocator_peak_bytes, resident_growth_bytes(call), None, gaps)
 
 
 def cpu_allocator_peak_bytes(call: Call) -> int:
@@ -69,22 +69,6 @@ def cpu_allocator_peak_bytes(call: Call) -> int:
         alive_bytes += event.nbytes()
         peak_bytes = max(peak_bytes, alive_bytes)
     return peak_bytes
-
-
-def _resident_peak_bytes(call: Call) -> tuple[int | None, str]:
-    """Growth of the resident set at its peak, or the reason why it is not known."""
-    if reason := os_peak_gap():
-        return None, reason
-    gc.collect()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc only: freed memory that the process still holds would hide the growth
-        libc.malloc_trim(0)
-    reset_peak()
-    before_bytes = resident_bytes()
-    result = call()
-    peak_bytes = peak_resident_bytes()
-    del result
-    return max(0, peak_bytes - before_bytes), ""
 
 
 def _cuda_peak(call: Call, device: Device) -> PeakMemory:
