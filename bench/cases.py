@@ -1,8 +1,8 @@
 """Cases: one implementation at one workload, with ids that stay the same between runs and machines.
 
 A :class:`Workload` is everything that all implementations share when they are compared: the layer, the tokens, the
-number format, the device. A :class:`Case` adds the implementation. Both are frozen and know their id, a hash of their
-fields, so a record can be matched to its case without trusting order.
+number format, the device. A :class:`Case` adds the implementation, compiled or not. Both are frozen and know their id,
+a hash of their fields, so a record can be matched to its case without trusting order.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from impls.spec import LayerSpec
 DType = Literal["float32", "bfloat16", "float16"]
 Direction = Literal["forward", "train"]
 Cache = Literal["warm", "cold"]
+Compile = Literal["none", "default", "max-autotune"]
+
+VARIANTS: dict[Compile, str] = {"none": "", "default": " [compile]", "max-autotune": " [max-autotune]"}
+"""What a compiled case adds to its implementation's name."""
 
 
 _FIRST_FIELDS = {
@@ -86,14 +90,31 @@ class Case(BaseModel):
     Attributes:
         impl: a registered name, or ``path/to/file.py:ClassName`` for somebody's own.
         workload: what it is given.
+        compile: the mode of ``torch.compile``, or ``none``. It belongs to the case, so that a layer and its compiled
+            self are compared on one workload, in the same rounds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     impl: str
     workload: Workload
+    compile: Compile = "none"
+
+    @property
+    def label(self) -> str:
+        """What it is called where cases of one workload are compared: ``grouped``, or ``grouped [compile]``."""
+        return self.impl + VARIANTS[self.compile]
 
     @cached_property
     def id(self) -> str:
         """Stable id of the case."""
-        return stable_id({"impl": self.impl, "workload": self.workload.lasting()})
+        fields = {"impl": self.impl, "workload": self.workload.lasting()}
+        return stable_id(fields if self.compile == "none" else fields | {"compile": self.compile})
+
+
+def uncompiled(label: str) -> str:
+    """The implementation of a :attr:`Case.label`."""
+    for variant in VARIANTS.values():
+        if variant and label.endswith(variant):
+            return label.removesuffix(variant)
+    return label

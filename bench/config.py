@@ -260,5 +260,5 @@ def _matches(point: Mapping[str, Any], exclusion: Mapping[str, Any]) -> bool:
 
 def _case(point: Mapping[str, Any], seed: int) -> Case:
     layer = LayerSpec(**{name: point[name] for name in LAYER_AXES})
-    workload = Workload(layer=layer, seed=seed, **{name: point[name] for name in WORKLOAD_AXES})
-    return Case(impl=point["impls"], workload=workload)
+    fields = {name: point[name] for name in WORKLOAD_AXES if name in Workload.model_fields}
+    return Case(impl=point["impls"], workload=Workload(layer=layer, seed=seed, **fields), compile=point["compile"])

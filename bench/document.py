@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
+from bench.cases import VARIANTS, Compile
 from bench.environment import usable_cores
 from bench.faults import fault, nearest, unknown
 from bench.units import parse_duration
@@ -173,6 +174,7 @@ class WorkloadTable(_Table):
     routing: Axis[Annotated[Text, AfterValidator(_routing)]] = ("router",)
     threads: Axis[Annotated[Size, BeforeValidator(_threads)]] = Field(default_factory=lambda: (usable_cores(),))
     cache: Axis[Annotated[Literal["auto", "warm", "cold"], _one_of("auto", "warm", "cold")]] = ("auto",)
+    compile: Axis[Annotated[Compile, _one_of(*VARIANTS)]] = ("none",)
     seed: Count = 0
 
 

@@ -15,6 +15,7 @@ SHORTCUTS = {
     "direction": "workload.direction",
     "routing": "workload.routing",
     "threads": "workload.threads",
+    "compile": "workload.compile",
     "seed": "workload.seed",
     "budget": "measure.budget",
     "profile": "measure.profile",

@@ -22,11 +22,12 @@ SHORT = {"num_experts": "experts", "num_tokens": "tokens", "capacity_factor": "c
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Headings and cells as text, and what is the same in every row."""
+    """Headings and cells as text, what is the same in every row, and what else a reader must know."""
 
     held_equal: str
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
+    note: str = ""
 
 
 def short_table(analysis: Analysis) -> Table:
@@ -56,7 +57,7 @@ def workload_names(frame: pd.DataFrame) -> dict[str, str]:
 
 def sweep_table(cases: Sequence[Case]) -> Table:
     """The cases of a sweep that is still to be measured."""
-    points = [{"impl": case.impl, **_axes(case.workload)} for case in cases]
+    points = [{"impl": case.label, **_axes(case.workload)} for case in cases]
     varying = [name for name in AXES if len({point[name] for point in points}) > 1]
     held = ", ".join(f"{SHORT.get(name, name)} {points[0][name]}" for name in AXES if name not in varying)
     headings = ["impl", *(SHORT.get(name, name) for name in varying)]

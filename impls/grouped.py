@@ -61,6 +61,19 @@ class Grouped(MoELayer):
             )
         return None
 
+    @classmethod
+    def cannot_compile(
+        cls, spec: LayerSpec, device: torch.device, dtype: torch.dtype, direction: Direction
+    ) -> str | None:
+        """What torch's own description of grouped_mm for its compiler refuses: all but bfloat16, in torch 2.13."""
+        del spec, device, direction
+        rows, stack = torch.empty(8, 8, dtype=dtype, device="meta"), torch.empty(1, 8, 8, dtype=dtype, device="meta")
+        try:
+            functional.grouped_mm(rows, stack, offs=torch.empty(1, dtype=torch.int32, device="meta"))
+        except RuntimeError as error:
+            return f"torch {torch.__version__} cannot trace grouped_mm in {dtype} ({str(error).splitlines()[0]})"
+        return None
+
     def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """Gather by expert, two grouped matmuls, combine."""
         num_experts, top_k = routing.num_experts, routing.expert_ids.shape[1]

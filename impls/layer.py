@@ -73,6 +73,17 @@ class MoELayer(nn.Module, ABC):
         del spec, device, dtype, direction  # everything, unless an implementation says otherwise
         return None
 
+    @classmethod
+    def cannot_compile(
+        cls, spec: LayerSpec, device: torch.device, dtype: torch.dtype, direction: Direction
+    ) -> str | None:
+        """Why ``torch.compile`` cannot make anything of this combination, or None where it can.
+
+        Code that it cannot trace is no reason: it breaks the graph there and runs Python in between.
+        """
+        del spec, device, dtype, direction  # everything, unless an implementation says otherwise
+        return None
+
     def prepare(self) -> None:
         """Derive another weight layout, once, after the weights are final; its cost is not the layer's."""
 
@@ -94,9 +105,10 @@ class MoELayer(nn.Module, ABC):
         """
         x_TD = self._tokens(x)
         y_TD = self._routed(x_TD, routing)
-        with stage("shared"):
-            shared_TD = self._shared(x_TD)
-        return (y_TD if shared_TD is None else y_TD + shared_TD).view(x.shape)
+        if self.weights.shared_in_proj is not None:
+            with stage("shared"):
+                y_TD = y_TD + self._shared(x_TD, self.weights.shared_in_proj)
+        return y_TD.view(x.shape)
 
     def _routed(self, x_TD: Tensor, given: Routing | None) -> Tensor:
         with stage("route"):
@@ -107,13 +119,11 @@ class MoELayer(nn.Module, ABC):
             scaled_ND, single = _scaled_assignments(x_TD, routing)
         return self.compute(scaled_ND, single).view(*routing.expert_ids.shape, x_TD.shape[1]).sum(1)
 
-    def _shared(self, x_TD: Tensor) -> Tensor | None:
-        """What the shared experts give for every token, or None where there are none."""
+    def _shared(self, x_TD: Tensor, in_proj: Tensor) -> Tensor:
+        """What the shared experts give for every token."""
         weights = self.weights
-        if weights.shared_in_proj is None:
-            return None
         assert weights.shared_down_proj is not None
-        shared_TD = feed_forward(self.spec, x_TD, weights.shared_in_proj, weights.shared_down_proj)
+        shared_TD = feed_forward(self.spec, x_TD, in_proj, weights.shared_down_proj)
         if weights.shared_gate_weight is None:
             return shared_TD
         # in float32, as every gate here; source: Qwen1.5-MoE

@@ -50,7 +50,7 @@ def compare(
         Each pair once, ``impl`` alphabetically before ``base``; :func:`flipped` looks from the other side.
     """
     pairs = sorted(
-        _pairs(samples, cases), key=lambda pair: (pair.workload_id, pair.impl.case.impl, pair.base.case.impl)
+        _pairs(samples, cases), key=lambda pair: (pair.workload_id, pair.impl.case.label, pair.base.case.label)
     )
     if not pairs:
         return []
@@ -93,7 +93,7 @@ def _pairs(samples: Mapping[str, Sequence[SamplesRecord]], cases: Mapping[str, C
     for workload_id, records in samples.items():
         for (first, second), units in paired_units(records, allowed=cases).items():
             impl, base, sign = cases[first], cases[second], 1.0
-            if impl.case.impl > base.case.impl:
+            if impl.case.label > base.case.label:
                 impl, base, sign = base, impl, -1.0
             yield _Pair(workload_id, impl, base, sign * units)
 
@@ -111,8 +111,8 @@ def _comparison(
     decided = verdict in FLIPPED
     return Comparison(
         workload_id=pair.workload_id,
-        impl=pair.impl.case.impl,
-        base=pair.base.case.impl,
+        impl=pair.impl.case.label,
+        base=pair.base.case.label,
         ratio=Estimate(_exp(mean), _exp(low), _exp(high)),
         p_value=p_value,
         num_processes=pair.units.size,

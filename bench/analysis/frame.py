@@ -55,6 +55,7 @@ COLUMNS = (
     "idle_power_w",
     "num_operators", "host_syncs", "distinct_results", "deterministic_ratio", "work_ratio", "workspace_bytes",
     "allocator", "findings", "model",
+    "compile", "compile_s", "graph_breaks", "recompiles", "recompiles_same_shape",
 )  # fmt: skip
 """The columns, in the order of ``moebench show --csv``.
 
@@ -72,6 +73,9 @@ to ``findings`` are how the implementation behaves in one call (:class:`bench.st
 a CPU are those that it would have on a GPU; ``work_ratio`` is the operations of its matrix products over the useful
 ones, so padding and one-hot products make it larger than 1; ``workspace_bytes`` is its peak above what any
 implementation must allocate; ``findings`` are the rules of lint that found something.
+The ``impl`` of a compiled case says so, and ``compile`` in which mode. ``compile_s`` to ``recompiles_same_shape`` are
+what the compiler made of it (:class:`bench.store.schema.Compiled`): ``recompiles`` counts the graphs compiled for two
+other numbers of tokens, ``recompiles_same_shape`` those compiled for as many other tokens.
 """
 PERCENTILES = {"latency_p50_s": 0.50, "latency_p90_s": 0.90, "latency_p99_s": 0.99}
 SAMPLES_BEYOND = 10
@@ -101,6 +105,7 @@ NUMBERS = (
     "predicted_peak_bytes", *PREDICTED_PARTS, "os_beyond_allocator_bytes", "energy_above_idle_j_per_token",
     "idle_power_w",
     "num_operators", "host_syncs", "distinct_results", "deterministic_ratio", "work_ratio", "workspace_bytes",
+    "compile_s", "graph_breaks", "recompiles", "recompiles_same_shape",
 )  # fmt: skip
 """Measured columns: floating point throughout, NaN where there is nothing."""
 
@@ -194,7 +199,7 @@ def _sort_key(record: CaseRecord) -> tuple[Any, ...]:
     capacity = np.inf if layer.capacity_factor is None else layer.capacity_factor
     return (
         workload.device, workload.dtype, workload.direction, layer.d_model, layer.d_ff, layer.num_experts, layer.top_k,
-        capacity, workload.num_tokens, workload.id, record.case.impl,
+        capacity, workload.num_tokens, workload.id, record.case.label,
     )  # fmt: skip
 
 
@@ -206,7 +211,8 @@ def _described(record: CaseRecord) -> dict[str, Any]:
         "capacity_factor": "none" if workload.layer.capacity_factor is None else workload.layer.capacity_factor,
         "case_id": record.case_id,
         "workload_id": workload.id,
-        "impl": record.case.impl,
+        "impl": record.case.label,
+        "compile": record.case.compile,
         "status": record.status.value,
         "reason": record.reason,
         "semantics": record.semantics,
@@ -235,7 +241,21 @@ def _qualified(qualified: Qualified, gaps: dict[str, str]) -> dict[str, Any]:
     else:
         row["dropped_fraction"] = qualified.routing.dropped_fraction
         row["load_imbalance"] = qualified.routing.load_imbalance
-    return row | _conduct(qualified, gaps)
+    return row | _conduct(qualified, gaps) | _compiled(qualified)
+
+
+def _compiled(qualified: Qualified) -> dict[str, Any]:
+    compiled = qualified.compiled
+    if compiled is None:
+        return {}
+    same = [new.num_graphs for new in compiled.new_inputs[:1]]
+    others = [new.num_graphs for new in compiled.new_inputs[1:]]
+    return {
+        "compile_s": compiled.compile_s,
+        "graph_breaks": compiled.num_graph_breaks,
+        "recompiles": sum(others) if others else None,
+        "recompiles_same_shape": sum(same) if same else None,
+    }
 
 
 def _conduct(qualified: Qualified, gaps: dict[str, str]) -> dict[str, Any]:
@@ -320,7 +340,7 @@ def _energy(record: CaseRecord, energy: EnergyRecord | None, gaps: dict[str, str
 
 
 def _ranked(record: CaseRecord, fastest: str, sides: Mapping[tuple[str, str, str], Comparison]) -> dict[str, Any]:
-    side = sides.get((record.case.workload.id, record.case.impl, fastest))
+    side = sides.get((record.case.workload.id, record.case.label, fastest))
     if side is None:
         return {"fastest_impl": fastest}
     return {

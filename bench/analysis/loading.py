@@ -95,6 +95,7 @@ def analyse(info: RunInfo, records: Sequence[AnyRecord], faults: Sequence[str] =
         finished=finished,
         in_samples_fraction=in_samples_fraction(records) if finished else None,
         profiles=profiles,
+        not_profiled={r.case_id: r.reason for r in records if isinstance(r, ProfileRecord) and r.profile is None},
         limits=_limits(profiles, cases, ceilings),
         routings={
             record.case.workload.id: record.qualified.routing
@@ -139,10 +140,10 @@ def _limits(
 def _rankable(cases: Iterable[CaseRecord], timings: dict[str, Timing]) -> dict[str, dict[str, float]]:
     """Latencies of the exact implementations of every workload, by workload id and implementation."""
     rankable: dict[str, dict[str, float]] = {}
-    for record in sorted(cases, key=lambda record: (record.case.workload.id, record.case.impl)):
+    for record in sorted(cases, key=lambda record: (record.case.workload.id, record.case.label)):
         latencies = rankable.setdefault(record.case.workload.id, {})
         if record.case_id in timings and record.exact and record.semantics == "moe":
-            latencies[record.case.impl] = float(np.median(timings[record.case_id].units))
+            latencies[record.case.label] = float(np.median(timings[record.case_id].units))
     return rankable
 
 

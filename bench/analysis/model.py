@@ -165,6 +165,7 @@ class Analysis:
         finished: whether the run went through to its end.
         in_samples_fraction: share of the run's wall time that was spent inside samples; None while unfinished.
         profiles: by case id, where time, memory and operations go; empty where none was asked for.
+        not_profiled: by case id, why there is no profile though one was asked for.
         limits: by case id, what limits the profiled cases.
         routings: by workload id, the routing that happened, where the workload is routed.
         cache_bytes: by ``(device, threads)``, what is known to fit the last-level cache.
@@ -182,6 +183,7 @@ class Analysis:
     finished: bool = True
     in_samples_fraction: float | None = None
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+    not_profiled: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, CaseLimit] = field(default_factory=dict)
     routings: Mapping[str, RoutingFacts] = field(default_factory=dict)
     cache_bytes: Mapping[tuple[str, int], int] = field(default_factory=dict)

@@ -145,7 +145,7 @@ def _findings(cases: Iterable[CaseRecord]) -> Iterator[str]:
     for record in cases:
         if record.qualified is not None and record.qualified.conduct is not None:
             for finding in record.qualified.conduct.findings:
-                found.setdefault((record.case.impl, finding.rule), []).append((record.qualified.flops, finding))
+                found.setdefault((record.case.label, finding.rule), []).append((record.qualified.flops, finding))
     for (impl, rule), findings in found.items():
         _, worst = max(findings, key=lambda one: one[0])
         count = f"{len(findings)} cases, in the largest " if len(findings) > 1 else ""

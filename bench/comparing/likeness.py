@@ -91,7 +91,7 @@ def matching_key(case: Case, ignored: Sequence[str]) -> str:
     if not ignored:
         return case.id
     workload = {name: value for name, value in case.workload.lasting().items() if name not in ignored}
-    return stable_id({"impl": case.impl, "workload": workload})
+    return stable_id({"impl": case.label, "workload": workload})
 
 
 def nearest_difference(case: Case, others: Sequence[Case]) -> str:
@@ -108,7 +108,7 @@ def nearest_difference(case: Case, others: Sequence[Case]) -> str:
 
 def _fields(case: Case) -> dict[str, Any]:
     workload = case.workload.lasting()
-    return {"impl": case.impl, **{k: v for k, v in workload.items() if k != "layer"}, **workload["layer"]}
+    return {"impl": case.label, **{k: v for k, v in workload.items() if k != "layer"}, **workload["layer"]}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

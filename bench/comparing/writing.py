@@ -99,7 +99,7 @@ def _object(case: CaseComparison, comparison: Comparison) -> dict[str, Any]:
     latency = case.change("latency")
     values: dict[str, Any] = {
         "case_id": case.case.id,
-        "impl": case.case.impl,
+        "impl": case.case.label,
         **workload.layer.to_dict(),
         **workload.model_dump(exclude={"layer"}),
         "base": comparison.base,

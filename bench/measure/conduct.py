@@ -43,6 +43,7 @@ def observe(
     stacked: Mapping[str, Tensor],
     num_rows: int,
     width: int,
+    hidden: str = "",
 ) -> tuple[Conduct, Operators | None]:
     """What the call does, and what of that lint looks at (None where the call is too long to be watched).
 
@@ -55,10 +56,13 @@ def observe(
         stacked: the experts' weights by name, (E, ...).
         num_rows: assignments, T * K.
         width: D.
+        hidden: why neither operators can be watched nor settings changed; empty where both can.
     """
     gaps: dict[str, str] = {}
     operators = None
-    if rough_latency_s <= WATCHED_AT_MOST_S:
+    if hidden:
+        gaps |= dict.fromkeys(("num_operators", "host_syncs", "computed_flops", "deterministic_ratio"), hidden)
+    elif rough_latency_s <= WATCHED_AT_MOST_S:
         operators = watch_operators(call, stacked, num_rows=num_rows, width=width)
         device.synchronize()
     else:
@@ -79,7 +83,7 @@ def observe(
         computed_flops=computed_flops,
         repeats=REPEATS,
         distinct_results=_distinct_results(results, rough_latency_s, result_bytes, gaps),
-        deterministic_ratio=_deterministic_ratio(call, device, rough_latency_s, gaps),
+        deterministic_ratio=None if hidden else _deterministic_ratio(call, device, rough_latency_s, gaps),
         threads=torch.get_num_threads(),
         allocator=allocator(),
         gaps=gaps,

@@ -16,6 +16,7 @@ from bench.runner.progress import Progress
 from bench.runner.protocol import Answer, MaterialiseJob, TruthJob
 from bench.runner.scratch import NoSpaceError, Scratch
 from bench.runner.servers import ForkServer
+from bench.runner.worker import JOBS_MODULE
 from bench.store import log
 from bench.store.schema import AnyRecord, CaseRecord, NoteRecord, Record, SamplesRecord, Status
 from impls.registry import ENTRIES, preloads
@@ -24,6 +25,7 @@ R = TypeVar("R", bound=Record)
 # A workload's files are large and made once: they get more time than one call of a layer.
 FILES_PATIENCE = 5
 MIN_ROUND_S = 1e-4
+COMPILER = "bench.runner.jobs.compiler"
 
 
 @dataclass
@@ -106,7 +108,9 @@ class Session:
 
     def new_server(self, *preload: str) -> ForkServer:
         """A fork server of this run, not started yet, with what its implementations need and ``preload`` loaded."""
-        needed = preloads(case.impl for case in self.sweep.cases)
+        needed = [*preloads(case.impl for case in self.sweep.cases)]
+        if self.jobs == JOBS_MODULE and any(case.compile != "none" for case in self.sweep.cases):
+            needed.append(COMPILER)
         return ForkServer(self.interrupt, self.jobs, [*needed, *preload])
 
     def of_kind(self, kind: type[R]) -> list[R]:
@@ -178,7 +182,7 @@ def semantics_of(case: Case) -> str:
 
 def short_name(case: Case) -> str:
     """A case in a few words, for one line."""
-    return f"{case.impl} · {short_workload(case.workload)}"
+    return f"{case.label} · {short_workload(case.workload)}"
 
 
 def short_workload(workload: Workload) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from bench.cases import Case
+from bench.cases import Case, Compile
 from bench.store.profiles import Profile
 
 SCHEMA_VERSION = 2
@@ -120,6 +120,44 @@ class Conduct(BaseModel):
         return self
 
 
+class NewInput(BaseModel):
+    """What a compiled layer did when it met tokens that it was not compiled with.
+
+    Attributes:
+        num_tokens: how many.
+        num_graphs: graphs that were compiled for them; 0 where those that there were would do.
+        first_call_s: time of the first call with them, that of compiling included.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    num_tokens: int = Field(ge=0)
+    num_graphs: int = Field(ge=0)
+    first_call_s: float
+
+
+class Compiled(BaseModel):
+    """What ``torch.compile`` made of a layer, apart from the time of a call.
+
+    Attributes:
+        mode: how it was compiled.
+        compile_s: the first call, which compiles, less a call afterwards.
+        num_graphs: graphs that one call falls into; 1 is a layer compiled as a whole.
+        num_graph_breaks: breaks between them, where Python runs as it would without.
+        break_reasons: lines of code that break, each with the reason and the number of its breaks; the most frequent.
+        new_inputs: first calls with other tokens, first as many as before and then other numbers of them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    mode: Compile
+    compile_s: float
+    num_graphs: int = Field(ge=0)
+    num_graph_breaks: int = Field(ge=0)
+    break_reasons: list[str] = Field(default_factory=list)
+    new_inputs: list[NewInput] = Field(default_factory=list)
+
+
 class Qualified(BaseModel):
     """What is known of a case once its result was found right, before it is timed.
 
@@ -144,6 +182,7 @@ class Qualified(BaseModel):
         predicted_parts_bytes: what that peak is made of, by part (see :mod:`bench.memory_model`).
         path: which kernel path ran, in the implementation's words; empty where there is one only.
         conduct: how it behaves in a call; null in records of the first schema.
+        compiled: what the compiler made of it, where it is compiled; ``first_call_s`` is then mostly compiling.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -167,6 +206,7 @@ class Qualified(BaseModel):
     predicted_parts_bytes: dict[str, int] = Field(default_factory=dict)
     path: str = ""
     conduct: Conduct | None = None
+    compiled: Compiled | None = None
     gaps: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -15,11 +15,19 @@ from bench.runner.jobs.shared import Shared, gradients_dropped, make_call
 from bench.store.schema import Conduct, RoutingFacts
 from impls.layer import MoELayer
 
+_COMPILED = "compiled code runs no operators that could be watched, and is made anew for other settings"
+
 
 def behaviour(
-    layer: MoELayer, shared: Shared, device: Device, *, rough_latency_s: float, routing: RoutingFacts | None
+    layer: MoELayer,
+    shared: Shared,
+    device: Device,
+    *,
+    rough_latency_s: float,
+    routing: RoutingFacts | None,
+    compiled: bool = False,
 ) -> Conduct:
-    """Conduct of one call, with lint's findings."""
+    """Conduct of one call, with lint's findings; a compiled call is not watched, because watching changes what runs."""
     workload = shared.workload
     spec = workload.layer
     stacked = {name: weight for name, weight in shared.weights.named_parameters() if weight.dim() == 3}
@@ -30,13 +38,14 @@ def behaviour(
     num_rows = workload.num_tokens * spec.top_k
     conduct, operators = observe(
         make_call(layer, shared),
-        lambda: _results(layer, shared),
+        lambda: [result.clone() for result in _results(layer, shared)] if compiled else _results(layer, shared),
         device,
         rough_latency_s=rough_latency_s,
         result_bytes=result_bytes,
         stacked=stacked,
         num_rows=num_rows,
         width=spec.d_model,
+        hidden=_COMPILED if compiled else "",
     )
     # what a baseline computes is on purpose: it multiplies every token with every expert
     if operators is None or routing is None:

@@ -8,6 +8,7 @@ import torch
 
 from bench import inputs
 from bench.cases import Case
+from bench.runner.jobs.compiling import compile_layer
 from bench.runner.jobs.shared import Shared
 from impls.factory import build
 from impls.layer import MoELayer
@@ -16,11 +17,13 @@ from impls.layer import MoELayer
 def build_case(case: Case, shared: Shared, *, prepare: bool = True) -> MoELayer:
     """The layer of ``case``, prepared unless the caller means to time that.
 
+    A compiled case's is compiled by its first call.
+
     Raises:
         Unsupported: with the reason.
     """
     workload = case.workload
-    return build(
+    layer = build(
         case.impl,
         workload.layer,
         device=shared.x.device,
@@ -29,6 +32,8 @@ def build_case(case: Case, shared: Shared, *, prepare: bool = True) -> MoELayer:
         weights=shared.weights,
         prepare=prepare,
     )
+    compile_layer(layer, case, shared)
+    return layer
 
 
 def prepared_bytes(layer: MoELayer) -> int:
