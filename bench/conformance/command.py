@@ -20,6 +20,8 @@ from impls import registry
 DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 MAX_FAULTS = 3  # of one probe; a wrong output makes every gradient wrong
+MAX_GROUPS = 6  # mistakes that are shown in full
+MAX_NAMED = 4  # probes that show the same mistake
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +87,42 @@ def lines(checked: Checked) -> list[str]:
     for outcome in outcomes:
         if outcome.status in ("crashed", "error", "timeout"):
             found += [f"  {outcome.status}: {outcome.label}: {outcome.where}", f"      {outcome.reason}"]
-    for outcome in outcomes:
-        if outcome.status == "wrong":
-            found.append(f"  wrong: {outcome.label}: {outcome.where}")
-            found += [f"      {fault}" for fault in outcome.faults[:MAX_FAULTS]]
-            if len(outcome.faults) > MAX_FAULTS:
-                found.append(f"      and {len(outcome.faults) - MAX_FAULTS} more")
-            found += [f"      likely: {cause}" for cause in outcome.causes]
+    groups = _alike([outcome for outcome in outcomes if outcome.status == "wrong"])
+    for group in groups[:MAX_GROUPS]:
+        found += _wrong(group)
+    if len(groups) > MAX_GROUPS:
+        rest = sum(len(group) for group in groups[MAX_GROUPS:])
+        found.append(f"  and {rest} more wrong probes in {len(groups) - MAX_GROUPS} other ways: --json has all")
     reasons = Counter(outcome.reason for outcome in outcomes if outcome.status == "unsupported")
     found += [f"  not supported, {count} probes: {reason}" for reason, count in reasons.items()]
     for outcome in outcomes:
         for finding in outcome.findings:
             found += [f"  slow, {finding.rule}: {finding.evidence}", f"      {finding.fix}"]
+    return found
+
+
+def _alike(wrong: Sequence[Outcome]) -> list[list[Outcome]]:
+    """Wrong probes that point to the same mistake, in the order of the first of each."""
+    groups: dict[tuple[str, ...], list[Outcome]] = {}
+    for outcome in wrong:
+        groups.setdefault(tuple(outcome.causes), []).append(outcome)
+    return list(groups.values())
+
+
+def _wrong(group: Sequence[Outcome]) -> list[str]:
+    """One mistake: the first probe that shows it in full, the others by name."""
+    first, others = group[0], group[1:]
+    found = [f"  wrong: {first.label}: {first.where}"]
+    found += [f"      {fault}" for fault in first.faults[:MAX_FAULTS]]
+    if len(first.faults) > MAX_FAULTS:
+        found.append(f"      and {len(first.faults) - MAX_FAULTS} more")
+    found += [f"      likely: {cause}" for cause in first.causes]
+    if others:
+        named = "; ".join(outcome.label for outcome in others[:MAX_NAMED])
+        more = f"; and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
+        found.append(
+            f"      {'the same' if first.causes else 'wrong too'} in {len(others)} other probes: {named}{more}"
+        )
     return found
 
 
@@ -120,16 +146,21 @@ def _plain(checked: Checked) -> Mapping[str, object]:
 
 
 def _require(impl: str) -> None:
-    """Refuse a name that leads nowhere, before anything starts; whether its code runs is for the worker."""
+    """Refuse a name that leads nowhere, or to what is not installed, before anything starts."""
     if ".py" not in impl and impl not in registry.names():
         raise RequestError(f"no implementation is named {impl!r}{nearest(impl, registry.names())}")
-    if ".py" in impl:
-        try:
-            registry.resolve(impl)
-        except (registry.UnknownImplementation, registry.InvalidImplementation) as error:
-            raise RequestError(str(error)) from error
-        except ImportError as error:
-            raise RequestError(f"{impl} needs a package that cannot be imported: {error}") from error
+    if absent := registry.missing(impl):  # known without importing torch
+        raise RequestError(f"{impl} cannot run here: {absent}")
+    if impl in registry.ENTRIES:
+        return
+    try:
+        absent = registry.resolve(impl).missing()
+    except (registry.UnknownImplementation, registry.InvalidImplementation) as error:
+        raise RequestError(str(error)) from error
+    except ImportError as error:
+        raise RequestError(f"{impl} needs a package that cannot be imported: {error}") from error
+    if absent:
+        raise RequestError(f"{impl} cannot run here: {absent}")
 
 
 def _probes(tokens: str | None, dtype: str | None, device: str, assignments: Sequence[str], seed: int) -> list[Probe]:
