@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from bench.errors import Exit, MoebenchError, RequestError
+from bench.plain_text import printable
 
 app = App(
     name="moebench",
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: Exit) -> Exit:
-    print(f"moebench: {message}", file=sys.stderr)
+    print(printable(f"moebench: {message}"), file=sys.stderr)
     return code
 
 
@@ -71,6 +72,7 @@ def run(
     direction: Axis = None,
     routing: Axis = None,
     threads: Axis = None,
+    compile_: Annotated[str | None, Parameter(name="--compile", group=AXES)] = None,
     set_: Annotated[tuple[str, ...], Parameter(name="--set", group=AXES)] = (),
     model: Annotated[str | None, Parameter(group=MODEL)] = None,
     hf_config: Annotated[Path | None, Parameter(group=MODEL)] = None,
@@ -94,6 +96,7 @@ def run(
         direction: forward or train.
         routing: router, balanced, zipf:S, hot:P, or trace:FILE.npy with recorded expert ids.
         threads: Threads of one operation on the CPU: a number, or `all`.
+        compile_: Modes of torch.compile: none, default, max-autotune.
         set_: TABLE.KEY=VALUE[,VALUE] for any key of the sweep, as in layer.num_experts=8,64.
         model: A real model's layer in place of the sweep's (`moebench list models`); --set still changes it.
         hf_config: The same from a Hugging Face config.json, or the folder of a model.
@@ -119,6 +122,7 @@ def run(
         "direction": direction,
         "routing": routing,
         "threads": threads,
+        "compile": compile_,
         "seed": seed,
         "budget": budget,
         "profile": "true" if profile else None,
@@ -146,6 +150,7 @@ def profile_(
     direction: Axis = None,
     routing: Axis = None,
     threads: Axis = None,
+    compile_: Annotated[str | None, Parameter(name="--compile", group=AXES)] = None,
     set_: Annotated[tuple[str, ...], Parameter(name="--set", group=AXES)] = (),
     budget: str | None = None,
     operators: int = 8,
@@ -163,6 +168,7 @@ def profile_(
         direction: forward or train.
         routing: router, balanced, zipf:S, hot:P, or trace:FILE.npy with recorded expert ids.
         threads: Threads of one operation on the CPU: a number, or `all`.
+        compile_: Modes of torch.compile: none, default, max-autotune.
         set_: TABLE.KEY=VALUE[,VALUE] for any key of the sweep, as in layer.num_experts=8,64.
         budget: Time for the timing before it, as in 90s.
         operators: How many operators to print of each implementation.
@@ -180,6 +186,7 @@ def profile_(
         "direction": direction,
         "routing": routing,
         "threads": threads,
+        "compile": compile_,
         "budget": budget,
         "profile": "true",
     }

@@ -78,11 +78,11 @@ def exit_code(statuses: Counter[Status], num_not_run: int = 0) -> Exit:
 def show_command(run: str, *, results: Path, style: str) -> int:
     """Print a run's table on stdout, as ``csv``, ``json``, ``markdown``, or for people."""
     from bench.console import data, print_table, talk
-    from bench.table import markdown, short_table
+    from bench.table import csv_text, markdown, short_table
 
     analysis = analysis_of(run, results)
     if style == "csv":
-        analysis.frame.to_csv(sys.stdout, index=False)
+        print(csv_text(analysis.frame), end="")
     elif style == "json":
         print(json.dumps(rows(analysis.frame), indent=1))
     elif style == "markdown":
@@ -141,6 +141,8 @@ def _list_cases(sweep: Sweep) -> int:
         f"{_count(sweep.cases, 'case')} of {_count(workloads, 'workload')} in {sweep.measure.processes} processes: "
         f"{units.duration(estimated.least_s)} to {units.duration(estimated.most_s)}"
     )
+    if estimated.compile_s:
+        text += f", of which compiling takes some {units.duration(estimated.compile_s)}"
     if estimated.needed_s > estimated.most_s:
         text += (
             f"; that budget will probably be spent before every row is timed in all of them, which takes some "

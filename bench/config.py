@@ -30,7 +30,7 @@ __all__ = ["Measure", "Preset", "Sweep", "load_sweep", "parse_sweep", "presets"]
 
 MAX_CASES = 10_000
 LAYER_AXES = tuple(LayerTable.model_fields)
-WORKLOAD_AXES = tuple(name for name in WorkloadTable.model_fields if name not in ("impls", "seed"))
+WORKLOAD_AXES = tuple(name for name in WorkloadTable.model_fields if name not in ("impls", "compile", "seed"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ def _expand(document: Document, impls: tuple[str, ...], devices: list[str]) -> l
     layer, workload = document.layer, document.workload
     axes = {name: getattr(layer, name) for name in LAYER_AXES}
     axes |= {name: getattr(workload, name) for name in WORKLOAD_AXES} | {"device": devices}
-    axes["impls"] = impls
+    axes |= {"impls": impls, "compile": workload.compile}
     num_cases = math.prod(len(values) for values in axes.values())
     if num_cases > MAX_CASES:
         raise RequestError(f"the axes multiply to {num_cases} cases, above {MAX_CASES}: shorten some of the lists")
@@ -260,5 +260,5 @@ def _matches(point: Mapping[str, Any], exclusion: Mapping[str, Any]) -> bool:
 
 def _case(point: Mapping[str, Any], seed: int) -> Case:
     layer = LayerSpec(**{name: point[name] for name in LAYER_AXES})
-    fields = {name: point[name] for name in WORKLOAD_AXES if name in Workload.model_fields}
-    return Case(impl=point["impls"], workload=Workload(layer=layer, seed=seed, **fields), compile=point["compile"])
+    workload = Workload(layer=layer, seed=seed, **{name: point[name] for name in WORKLOAD_AXES})
+    return Case(impl=point["impls"], workload=workload, compile=point["compile"])

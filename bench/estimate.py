@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from bench.cases import Case, Workload
 from bench.config import Sweep
 from bench.cost import ELEMENT_BYTES, Cost, cost_of_call
-from bench.runner.schedule import FIRST_LOOK_SHARE, MIN_CONTROL_S, ROUNDS_OVERHEAD, TRUTH_FLOPS_PER_S, truth_max_flops
+from bench.runner.schedule import (
+    COMPILED_CASE_GUESS_S,
+    FIRST_LOOK_SHARE,
+    MIN_CONTROL_S,
+    ROUNDS_OVERHEAD,
+    TRUTH_FLOPS_PER_S,
+    truth_max_flops,
+)
 from impls.registry import ENTRIES
 
 BEFORE_AND_AFTER_S = 3.0
@@ -22,6 +29,8 @@ SERVER_START_S = 1.6
 CEILINGS_S = 3.0
 QUALIFY_S = 0.2
 QUALIFY_CALLS = 8
+COMPILE_S = {"none": 0.0, "default": 15.0, "max-autotune": 40.0}
+"""Of one case, at its check: explaining, compiling, and compiling again for other numbers of tokens."""
 JOB_S = 0.05
 CASE_IN_JOB_S = 0.025
 DRAW_S_PER_WEIGHT = 14e-9
@@ -43,11 +52,12 @@ PADDING = 1.5
 
 @dataclass(frozen=True, slots=True)
 class EstimatedTime:
-    """Seconds that a sweep takes: at least, at most, and what timing every row in every process needs."""
+    """Seconds that a sweep takes: at least, at most, what timing every row needs, and what of that is compiling."""
 
     least_s: float
     most_s: float
     needed_s: float
+    compile_s: float = 0.0
 
 
 def estimate(sweep: Sweep) -> EstimatedTime:
@@ -65,7 +75,11 @@ def estimate(sweep: Sweep) -> EstimatedTime:
     budget_s = measure.budget_s
     first_look_s = min(check_s, budget_s) + FIRST_LOOK_SHARE * max(0.0, budget_s - check_s)
     least_s = budget_s if needed_s > budget_s else first_look_s
-    return EstimatedTime(least_s + BEFORE_AND_AFTER_S, budget_s + BEFORE_AND_AFTER_S, needed_s + BEFORE_AND_AFTER_S)
+    compiled = [case for cases in workloads.values() for case in cases if case.compile != "none"]
+    compile_s = sum(COMPILE_S[case.compile] + measure.processes * COMPILED_CASE_GUESS_S for case in compiled)
+    return EstimatedTime(
+        least_s + BEFORE_AND_AFTER_S, budget_s + BEFORE_AND_AFTER_S, needed_s + BEFORE_AND_AFTER_S, compile_s
+    )
 
 
 def _check_s(workload: Workload, cases: Iterable[Case], max_flops: float) -> float:
@@ -75,7 +89,8 @@ def _check_s(workload: Workload, cases: Iterable[Case], max_flops: float) -> flo
     semantics = {_semantics(case) for case in cases}
     truths_s = sum(min(_cost(workload, name).flops, max_flops) / TRUTH_FLOPS_PER_S for name in semantics)
     checks_s = sum(
-        QUALIFY_S + 2 * moe.weight_bytes / COMPARE_BYTES_PER_S + QUALIFY_CALLS * call_s(case) for case in cases
+        QUALIFY_S + COMPILE_S[case.compile] + 2 * moe.weight_bytes / COMPARE_BYTES_PER_S + QUALIFY_CALLS * call_s(case)
+        for case in cases
     )
     return DRAW_S_PER_WEIGHT * num_weights + truths_s + checks_s
 
@@ -84,6 +99,7 @@ def _job_s(cases: Iterable[Case], min_rounds: int) -> float:
     """Timing the cases of one workload in one process, with as few rounds as may be."""
     return JOB_S + sum(
         CASE_IN_JOB_S
+        + (COMPILED_CASE_GUESS_S if case.compile != "none" else 0.0)
         + _cost(case.workload, "moe").weight_bytes / COMPARE_BYTES_PER_S
         + ROUNDS_OVERHEAD * min_rounds * call_s(case)
         for case in cases

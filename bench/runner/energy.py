@@ -65,7 +65,7 @@ class EnergyPass:
             return
         folder = str(self._session.scratch.folder(case.workload))
         job = EnergyJob(case=case, folder=folder, window_s=measure.energy_window_s)
-        answer = server.execute(job, measure.timeout_s + 2 * WINDOWS_A_CASE * measure.energy_window_s)
+        answer = server.execute(job, self._session.patience_s(case) + 2 * WINDOWS_A_CASE * measure.energy_window_s)
         if answer.status is not Status.OK or answer.energy is None:
             self._record(case, EnergyReading(reason=f"{answer.status}: {answer.reason}"))
             return

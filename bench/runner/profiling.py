@@ -39,7 +39,7 @@ def _profile(session: Session, server: ForkServer, case: Case) -> None:
         traces=str(session.folder.absolute() / TRACES),
         time_budget_s=CASE_BUDGET_S,
     )
-    answer = server.execute(job, session.sweep.measure.timeout_s + CASE_BUDGET_S)
+    answer = server.execute(job, session.patience_s(case) + CASE_BUDGET_S)
     if answer.status is Status.OK and answer.profile is not None:
         session.record(ProfileRecord, case_id=case.id, profile=answer.profile)
     else:

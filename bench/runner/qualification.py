@@ -57,10 +57,10 @@ def _least_timing_s(session: Session) -> float:
     rounds_s = [seconds for key, seconds in rough_s.items() if key in session.missing_processes()]
     if rough_s:
         rounds_s.append(sum(rough_s.values()) / len(rough_s))
-    least_s = schedule.least_s(rounds_s, measure.processes, measure.min_rounds, schedule.Overheads())
+    least_s = schedule.least_s(rounds_s, measure.processes, measure.min_rounds, session.new_overheads())
     return min(least_s, MAX_TIMING_SHARE * measure.budget_s)
 
 
 def _qualify(session: Session, server: ForkServer, case: Case) -> Answer:
     job = QualifyJob(case=case, folder=str(session.scratch.folder(case.workload)))
-    return server.execute(job, session.sweep.measure.timeout_s)
+    return server.execute(job, session.patience_s(case))

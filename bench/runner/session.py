@@ -106,6 +106,16 @@ class Session:
         lacks = {key: self.sweep.measure.processes - timed[key] for key in self.qualified()}
         return {key: lack for key, lack in lacks.items() if lack > 0}
 
+    def patience_s(self, *cases: Case) -> float:
+        """How long a worker may say nothing: what the sweep allows, and more where a compiler is at work."""
+        return self.sweep.measure.timeout_s + max(schedule.COMPILE_PATIENCE_S[case.compile] for case in cases)
+
+    def new_overheads(self) -> schedule.Overheads:
+        """What is not sampling, before anything of it was seen."""
+        compiled = Counter(key for key, cases in self.qualified().items() for case in cases if case.compile != "none")
+        guess_s, case_s = schedule.JOB_OVERHEAD_GUESS_S, schedule.COMPILED_CASE_GUESS_S
+        return schedule.Overheads(job_s={key: guess_s + case_s * number for key, number in compiled.items()})
+
     def new_server(self, *preload: str) -> ForkServer:
         """A fork server of this run, not started yet, with what its implementations need and ``preload`` loaded."""
         needed = [*preloads(case.impl for case in self.sweep.cases)]

@@ -44,7 +44,7 @@ class Timing:
         self._reserve_s = reserve_s
         self._measure = session.sweep.measure
         self._workloads = session.workloads()
-        self._overheads = schedule.Overheads()
+        self._overheads = session.new_overheads()
         self._round_s = session.rough_rounds_s()
         self._first_shares: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
@@ -155,7 +155,7 @@ class Timing:
                 overrun_s=schedule.overrun_s(share_s),
                 min_rounds=self._measure.min_rounds,
             )
-            answer = server.execute(job, self._measure.timeout_s + share_s)
+            answer = server.execute(job, self._session.patience_s(*remaining) + share_s)
             wall_s = time.monotonic() - start_s
             if answer.status is Status.OK and answer.arms is not None:
                 self._session.record(
