@@ -80,6 +80,10 @@ def _qualify(case: Case, folder: Path, announce: Callable[[Announce], None]) -> 
     conduct = behaviour(
         layer, shared, device, rough_latency_s=rough_latency_s, routing=facts, compiled=explained is not None
     )
+    announce(Announce(case_id=case.id, what="check again"))
+    again, _ = _check(layer, shared, truth, routing, device)  # what a layer keeps of earlier calls must not matter
+    if again.fault:
+        raise WrongResultError(f"right in its first call, and in a later call: {again.fault}", again.relative_error)
     compiled = None
     if explained is not None:
         announce(Announce(case_id=case.id, what="compile again"))

@@ -131,6 +131,27 @@ class WrongWithoutTokensOfAnExpert(Plain):
         return super().compute(x_TD, routing) * (1.0 if counts.all() or not counts.any() else 1.03)
 
 
+class WrongInBfloat16(Plain):
+    def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        return super().compute(x_TD, routing) * (1.03 if x_TD.dtype is torch.bfloat16 else 1.0)
+
+
+class WrongFromTheSecondCallOn(Plain):
+    calls = 0
+
+    def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        self.calls += 1
+        return super().compute(x_TD, routing) * (1.03 if self.calls > 1 else 1.0)
+
+
+class LosesDuplicates(Plain):
+    """Right until one token's row is to be added twice by the same expert, or by two: a set of tokens, not a list."""
+
+    def add(self, y_TD: Tensor, token: Tensor, out: Tensor) -> Tensor:
+        untouched_T1 = (y_TD == 0).all(1, keepdim=True)
+        return y_TD + torch.zeros_like(y_TD).index_copy(0, token, out) * untouched_T1
+
+
 class _ScaledGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, factor: float, half: bool) -> Tensor:
