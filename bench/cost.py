@@ -8,7 +8,8 @@ do not count).
 through its expert's projections of ``D * F`` (two of them, three where gated), every token through the shared
 experts. Elementwise work is left out (softmax, top-k, activations, biases, the weighted sum): it is a thousandth of
 the products at usual sizes. A train step counts three times the forward's, because each product's backward is two
-products of the same size, for the gradient of its input and of its weight.
+products of the same size, for the gradient of its input and of its weight. ``noisy_topk`` has two router products,
+``hash`` none; the shared experts' gate is one product of width 1.
 
 **Bytes** are those that must cross from memory once at least, whatever the implementation does: weights that are used
 (experts without a kept token are not), tokens in, output out. A train step adds the output's gradient in, and the
@@ -64,9 +65,12 @@ def cost_of_call(workload: Workload, semantics: str, tokens_per_expert: Sequence
     token_bytes = workload.num_tokens * spec.d_model * ELEMENT_BYTES[workload.dtype]
     router_bytes, expert_bytes, shared_bytes = _weight_bytes(spec, workload.dtype)
     weight_bytes = router_bytes + spec.num_experts * expert_bytes + shared_bytes
-    read_bytes = has_router * router_bytes + sum(load > 0 for load in loads_E) * expert_bytes + shared_bytes
-    # a parameter that takes no part has no gradient
-    gradient_bytes = token_bytes + weight_bytes - (not has_router) * router_bytes
+    router_read_bytes = router_bytes if has_router and spec.router_products else 0
+    read_bytes = router_read_bytes + sum(load > 0 for load in loads_E) * expert_bytes + shared_bytes
+    # A parameter that takes no part has no gradient, nor has a bias that only chooses.
+    chosen_with_bytes = has_router * spec.selection_bias * spec.num_experts * ELEMENT_BYTES[workload.dtype]
+    unchanged_bytes = router_bytes - router_read_bytes + chosen_with_bytes
+    gradient_bytes = token_bytes + weight_bytes - unchanged_bytes
     return Cost(
         flops=(3 if train else 1) * _forward_flops(spec, workload.num_tokens, loads_E, has_router),
         moved_bytes=read_bytes + 2 * token_bytes + train * (token_bytes + gradient_bytes),

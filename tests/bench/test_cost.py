@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.cases import Workload
 from bench.cost import cost_of_call
+from impls.factory import build
 from impls.ffn import feed_forward
 from impls.routing import route
 from impls.shapes import parameter_shapes
-from impls.spec import LayerSpec
+from impls.spec import FIXED_TOP_K, ROUTERS, SELECTING_ROUTERS, LayerSpec
 from impls.weights import Weights, make_weights
 
 
@@ -124,6 +125,73 @@ def test_agrees_with_torchs_counter_on_an_expert_by_expert_layer(direction: str)
     assert sum(loads) < 64, "the case must drop something"
     torch.manual_seed(3)
     assert count(w, weights, layer) == cost_of_call(w, "moe", loads).flops
+
+
+EXPERT, ROUTER, TOKENS = 3 * 6 * 5, 4 * 6, 10 * 6
+
+
+def test_by_hand_shared_experts_of_another_width_with_a_gate() -> None:
+    w = workload(direction="train", num_shared_experts=2, d_ff_shared=7, shared_gate=True)
+    cost = cost_of_call(w, "moe", [5, 5, 5, 5])
+    # the shared experts are one feed-forward of width 14; the gate is one number a token
+    assert cost.flops == 3 * 2 * (10 * ROUTER + 20 * EXPERT + 10 * (3 * 6 * 14 + 6))
+    weights = ROUTER + 4 * EXPERT + 3 * 6 * 14 + 6
+    assert cost.weight_bytes == 4 * weights
+    assert cost.moved_bytes == 4 * (2 * weights + 4 * TOKENS)
+    assert cost.analytic_peak_bytes == 4 * (2 * TOKENS + weights)
+
+
+def test_by_hand_a_selection_bias_is_read_and_has_no_gradient() -> None:
+    cost = cost_of_call(workload(direction="train", router="sigmoid_topk", selection_bias=True), "moe", [5, 5, 5, 5])
+    assert cost.flops == 3 * 2 * (10 * ROUTER + 20 * EXPERT)
+    read, learnt = ROUTER + 4 + 4 * EXPERT, ROUTER + 4 * EXPERT
+    assert cost.weight_bytes == 4 * read
+    assert cost.moved_bytes == 4 * (read + learnt + 4 * TOKENS)
+    assert cost.analytic_peak_bytes == 4 * (2 * TOKENS + learnt)
+
+
+def test_by_hand_hashing_neither_reads_nor_learns_the_routers_weight() -> None:
+    cost = cost_of_call(workload(direction="train", router="hash", router_bias=True), "moe", [5, 5, 5, 5])
+    assert cost.flops == 3 * 2 * 20 * EXPERT
+    assert cost.weight_bytes == 4 * (ROUTER + 4 + 4 * EXPERT)
+    assert cost.moved_bytes == 4 * (2 * 4 * EXPERT + 4 * TOKENS)
+    assert cost.analytic_peak_bytes == 4 * (2 * TOKENS + 4 * EXPERT)
+
+
+def test_by_hand_noise_has_a_product_and_a_weight_of_its_own() -> None:
+    cost = cost_of_call(workload(direction="train", router="noisy_topk"), "moe", [5, 5, 5, 5])
+    assert cost.flops == 3 * 2 * (2 * 10 * ROUTER + 20 * EXPERT)
+    assert cost.weight_bytes == 4 * (2 * ROUTER + 4 * EXPERT)
+    assert cost.analytic_peak_bytes == 4 * (2 * TOKENS + 2 * ROUTER + 4 * EXPERT)
+
+
+def test_by_hand_experts_that_choose_all_have_the_same_load() -> None:
+    w = workload(router="expert_choice", capacity_factor=0.5)
+    capacity = 3  # 0.5 * 10 * 2 / 4, rounded up
+    assert w.layer.capacity(10) == capacity
+    cost = cost_of_call(w, "moe", [capacity] * 4)
+    assert cost.flops == 2 * (10 * ROUTER + 4 * capacity * EXPERT)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_every_router_agrees_with_torchs_counter_and_with_what_has_a_gradient(router: str) -> None:
+    fields: dict[str, Any] = {"num_shared_experts": 1, "d_ff_shared": 7, "shared_gate": True, "router_bias": True}
+    fields |= {"router": router, "top_k": FIXED_TOP_K.get(router, 2), "selection_bias": router in SELECTING_ROUTERS}
+    w = workload(T=32, direction="train", **fields)
+    layer = build("loop", w.layer, device="cpu", dtype=torch.float32, direction="train", seed=0)
+    x_TD = torch.randn(32, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with torch.no_grad():
+        routing = layer.route(x_TD)
+    loads = torch.bincount(routing.expert_ids[routing.kept], minlength=4).tolist()
+    with FlopCounterMode(display=False) as counter:
+        y_TD = layer(x_TD)
+    forward = counter.get_total_flops()
+    y_TD.backward(torch.ones_like(y_TD))
+    cost = cost_of_call(w, "moe", loads)
+    assert cost.flops == 3 * forward
+    learnt = sum(weight.grad.nbytes for weight in layer.weights.parameters() if weight.grad is not None)
+    assert x_TD.grad is not None
+    assert cost.analytic_peak_bytes == y_TD.nbytes + x_TD.grad.nbytes + learnt
 
 
 def test_weight_bytes_are_those_of_the_parameters() -> None:

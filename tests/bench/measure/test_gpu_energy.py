@@ -79,6 +79,28 @@ def test_counter_is_within_half_a_percent_over_windows_of_a_second(play: Play) -
         assert answer["reading"]["window_s"] >= 1.0
 
 
+def random_scenario(draw: random.Random) -> dict[str, Any]:
+    """Any shape, period and phase, any length of call, a window of one to three seconds."""
+    low_w = draw.uniform(20, 300)
+    period_s = 10 ** draw.uniform(-3, 1)
+    knobs = {
+        "shape": draw.choice([CONSTANT, SQUARE, RAMP]),
+        "low_w": low_w,
+        "high_w": low_w + draw.uniform(0, 400),
+        "period_s": period_s,
+        "phase_s": draw.random() * period_s,
+        "now_s": draw.uniform(0, 0.1),
+    }
+    return {"knobs": knobs, "call_s": 10 ** draw.uniform(-5, -1), "window_s": draw.uniform(1, 3)}
+
+
+def test_counter_holds_over_random_shapes_phases_and_calls(play: Play) -> None:
+    draw = random.Random(1)
+    answers = play(*(random_scenario(draw) for _ in range(200)))
+    assert max(map(relative_error, answers)) <= 0.005
+    assert sum(map(contains_truth, answers)) >= 0.95 * len(answers)
+
+
 def test_calls_are_counted_by_the_fraction(play: Play) -> None:
     for call_s, answer in zip(
         (2e-5, 0.003, 0.03, 0.4), play(*({"call_s": c} for c in (2e-5, 0.003, 0.03, 0.4))), strict=True

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from bench.measure.energy.errors import MeterError
 from bench.measure.energy.powercap import find_packages, measure_cpu
 
 RANGE_UJ = 1_000_000
+NOBODY = 65534
 
 
 class Tree:
@@ -69,12 +71,19 @@ def test_missing_tree_is_not_supported(tmp_path: Path) -> None:
         find_packages(tmp_path / "absent")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
-def test_mode_000_is_no_permission(tmp_path: Path) -> None:
-    Tree(tmp_path, {"intel-rapl:0": 1.0})
-    (tmp_path / "intel-rapl:0" / "energy_uj").chmod(0)
-    with pytest.raises(MeterError, match=r"^no_permission: "):
-        find_packages(tmp_path)
+def test_mode_000_is_no_permission() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # one that another user may enter
+        Path(folder).chmod(0o755)
+        Tree(Path(folder), {"intel-rapl:0": 1.0})
+        (Path(folder) / "intel-rapl:0" / "energy_uj").chmod(0)
+        user = os.geteuid()
+        if user == 0:  # root may read anything
+            os.seteuid(NOBODY)
+        try:
+            with pytest.raises(MeterError, match=r"^no_permission: "):
+                find_packages(Path(folder))
+        finally:
+            os.seteuid(user)
 
 
 def test_refused_read_is_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
