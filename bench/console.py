@@ -111,7 +111,8 @@ class Lines:
 def print_table(console: Console, table: Table, *, title: str) -> None:
     """A table as wide as it needs to be; text from data is never read as markup."""
     # not the grid's own title, which breaks at the grid's width
-    console.print(escape(title), style="table.title")
+    if title:
+        console.print(escape(title), style="table.title")
     grid = RichTable(box=None, pad_edge=False, header_style="bold")
     for index, heading in enumerate(table.headings):
         is_number = heading in NUMBERS
@@ -123,9 +124,16 @@ def print_table(console: Console, table: Table, *, title: str) -> None:
     console.print(grid)
     if table.held_equal:
         console.print(escape(f"Held equal: {table.held_equal}"), style="dim")
+    if table.note:
+        console.print(escape(table.note), style="dim")
 
 
-NUMBERS = frozenset({"latency", "± %", "throughput", "peak memory", "time / best", "experts", "top_k", "tokens"})
+NUMBERS = frozenset(
+    {
+        "latency", "± %", "throughput", "peak memory", "time / best", "experts", "top_k", "tokens", "time", "share",
+        "no operator", "device time", "launches", "FLOPs", "moved", "calls", "rate", "bandwidth",
+    }
+)  # fmt: skip
 
 
 def print_summary(console: Console, analysis: Analysis, folder: Path) -> None:

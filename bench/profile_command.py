@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from bench import units
 from bench.analysis.model import Analysis
 from bench.commands import exit_code
 from bench.config import load_sweep
+from bench.errors import Exit
 from bench.runner.profiling import TRACES
 from bench.store.profiles import OperatorTime, Profile, StageTime
 from bench.table import Table, workload_names
@@ -20,17 +21,19 @@ def profile_command(
 ) -> int:
     """Run ``source`` with profiles and print them; gives the exit code."""
     from bench.analysis import load
-    from bench.console import data, make_progress, print_table
+    from bench.console import data, failures, make_progress, print_table, talk
     from bench.runner.sweep import run_sweep
 
     sweep = load_sweep(source, overrides)
+    for sentence in () if quiet else (*sweep.left_out, *sweep.notes):
+        talk().print(sentence, markup=False)
     progress = make_progress(quiet)
     try:
         outcome = run_sweep(sweep, results=results, command=["moebench", *sys.argv[1:]], progress=progress)
     finally:
         progress.stop()
     analysis = load(outcome.folder)
-    for case_id, title in _titled(analysis):
+    for case_id, title in _titles(analysis, analysis.profiles):
         profile = analysis.profiles[case_id]
         print_table(data(), stage_table(profile), title=title)
         if num_operators:
@@ -39,31 +42,38 @@ def profile_command(
         if case_id in analysis.limits:
             data().print(analysis.limits[case_id].sentence, markup=False, highlight=False)
         for kind, name in profile.traces.items():
-            data().print(f"{kind}: {TRACES}/{name}", markup=False, highlight=False)
+            data().print(f"{kind}: {outcome.folder / TRACES / name}", markup=False, highlight=False)
         data().print()
+    missing = [
+        f"no profile of {title}: {analysis.not_profiled[i]}" for i, title in _titles(analysis, analysis.not_profiled)
+    ]
+    for sentence in (*failures(analysis), *missing):
+        talk().print(sentence, markup=False, style="red")
     print(outcome.folder)
-    return exit_code(outcome.statuses, outcome.num_not_run)
+    return exit_code(outcome.statuses, outcome.num_not_run) or (Exit.FAILED if missing else Exit.OK)
 
 
-def _titled(analysis: Analysis) -> list[tuple[str, str]]:
+def _titles(analysis: Analysis, wanted: Container[str]) -> list[tuple[str, str]]:
+    """Ids and names of the wanted cases, in the order of the table."""
     names = workload_names(analysis.frame)
     rows = analysis.frame[["case_id", "workload_id", "impl"]].itertuples(index=False)
     return [
         (str(case_id), " · ".join(filter(None, [str(impl), names[str(workload_id)]])))
         for case_id, workload_id, impl in rows
-        if case_id in analysis.profiles
+        if case_id in wanted
     ]
 
 
 def stage_table(profile: Profile) -> Table:
     """One row a stage, in the order of a call: they add up to the whole."""
     rows = [_stage_row(stage, profile) for stage in profile.stages]
-    slowdown = profile.whole_s / profile.plain_s - 1
-    held = (
-        f"{units.latency(profile.plain_s)} a call; the profiler made it {units.latency(profile.whole_s)} "
-        f"({slowdown:+.0%}), mean of {profile.calls} calls"
+    on_device = any(stage.device_s is not None for stage in profile.stages)
+    note = (
+        f"mean of {profile.calls} calls of {units.latency(profile.whole_s)} under the profiler; without it "
+        f"{units.latency(profile.plain_s)} ({profile.whole_s / profile.plain_s - 1:+.0%})"
     )
-    return Table(held, ["stage", "phase", "time", "share", "no operator", "launches", "FLOPs", "moved"], rows)
+    times = ["time", "share", "no operator", *(["device time"] if on_device else [])]
+    return Table("", ["stage", "phase", *times, "launches", "FLOPs", "moved"], rows, note)
 
 
 def _stage_row(stage: StageTime, profile: Profile) -> list[str]:
@@ -73,6 +83,7 @@ def _stage_row(stage: StageTime, profile: Profile) -> list[str]:
         units.latency(stage.host_s),
         f"{stage.host_s / profile.whole_s:.1%}",
         units.latency(stage.idle_s),
+        *([] if stage.device_s is None else [units.latency(stage.device_s)]),
         str(stage.launches),
         units.three_digits(stage.flops) if stage.flops else "",
         units.bytes_(stage.moved_bytes) if stage.moved_bytes else "",
@@ -84,9 +95,10 @@ def operator_table(profile: Profile, count: int) -> Table:
     shown = profile.operators[:count]
     rows = [_operator_row(operator, profile) for operator in shown]
     rest = profile.operators[count:]
-    number, seconds = profile.left_out[0] + len(rest), profile.left_out[1] + sum(row.host_s for row in rest)
-    held = f"{number} more rows take {units.latency(seconds)}" if number else ""
-    return Table(held, ["operator", "shapes", "stage", "phase", "calls", "time", "share", "rate", "bandwidth"], rows)
+    seconds = sum(row.host_s if row.device_s is None else row.device_s for row in rest)
+    note = f"{len(rest)} more rows take {units.latency(seconds)}" if rest else ""
+    headings = ["operator", "shapes", "stage", "phase", "calls", "time", "share", "rate", "bandwidth"]
+    return Table("", headings, rows, note)
 
 
 def _operator_row(operator: OperatorTime, profile: Profile) -> list[str]:

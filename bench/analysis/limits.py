@@ -1,24 +1,30 @@
-"""What limits a case: arithmetic, memory, the host, or kernels that run below every roof.
+"""What limits a case: arithmetic, memory, cache, the host, or kernels that run far below every roof.
 
-A profile's time is divided among four causes, and the largest names the limit:
+A profile's time is divided among five causes:
 
 * **compute**: what the matrix products need at this machine's measured matrix peak;
-* **memory** or **cache**: where an operator's bytes need longer than its arithmetic, what they need at the measured
-  bandwidth: of the last-level cache where one call of the operator fits into it, else of main memory;
+* **memory** and **cache**: where an operator's bytes need longer than its arithmetic, what they need at the measured
+  bandwidths. What was there before the call (weights, tokens) comes from the cache only where all of it, and the
+  call's peak, are known to fit; what the call itself made, where the operator's own bytes do;
 * **host**: time in which no operator ran (Python, autograd, waiting for the next call), and what calling an operator
   costs at all, which is read off the operators that only look at a tensor in another way;
 * **below the roof**: what is left. A kernel ran, and the machine could have done its work faster: products too small,
   shapes that fit the processor badly, memory touched for the first time.
 
+The case is limited by the resource whose kernels take the most time, where a kernel that spends at least :data:`NEAR`
+of its time at its roof is limited by that roof as a whole: products at half of the peak are arithmetic, and twice the
+threads help them. What is further from its roof than that is limited by none.
+
 The profiler itself costs time where operators are called; how much is known (``whole_s - plain_s``), and it is taken
-from the host's share, so that the four add up to the time of a call that nobody watched.
+from the host's share, as far as that reaches.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from bench.analysis.roofline import Ceilings
@@ -44,22 +50,31 @@ class Division:
         stage: name of the stage; empty for the whole case.
         phase: ``forward`` or ``backward``; empty for the whole case.
         seconds: by cause; they add up to the time.
+        below: the part of ``seconds[BELOW_ROOF]`` that is in kernels near a roof, by that roof.
     """
 
     stage: str
     phase: str
-    seconds: dict[Limit, float]
+    seconds: dict[Limit, float] = field(default_factory=lambda: dict.fromkeys(Limit, 0.0))
+    below: dict[Limit, float] = field(default_factory=lambda: dict.fromkeys(Limit, 0.0))
+
+    def by_resource(self) -> dict[Limit, float]:
+        """The same time by what limits it: a kernel near its roof belongs to that roof as a whole."""
+        near = {limit: self.seconds[limit] + self.below[limit] for limit in Limit}
+        near[Limit.BELOW_ROOF] = self.seconds[Limit.BELOW_ROOF] - sum(self.below.values())
+        return near
 
     @property
     def limit(self) -> Limit:
-        """The largest cause."""
-        return max(Limit, key=lambda limit: self.seconds[limit])
+        """The resource that takes the most time."""
+        near = self.by_resource()
+        return max(Limit, key=lambda limit: near[limit])
 
     @property
     def share(self) -> float:
         """Its share of the time."""
         total = sum(self.seconds.values())
-        return self.seconds[self.limit] / total if total else 0.0
+        return self.by_resource()[self.limit] / total if total else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +92,9 @@ class CaseLimit:
     sentence: str
 
 
+NEAR = 0.25
+"""Share of its time that a kernel spends at its roof at least, to be limited by that roof."""
+
 ADVICE = {
     Limit.COMPUTE: "Only less arithmetic helps: a shorter number format, fewer or smaller experts per token.",
     Limit.MEMORY: "Only fewer bytes help: a shorter number format, weights that are read once for more tokens.",
@@ -92,24 +110,52 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
     if isinstance(roofs, str):
         return roofs
     peak, memory, cache, cache_bytes = roofs
-    calling_s = _calling_s(profile.operators)
-    stages = {(stage.phase, stage.stage): dict.fromkeys(Limit, 0.0) for stage in profile.stages}
+    speeds = _Speeds(peak, memory, cache, cache_bytes, existing_fit=False, calling_s=_calling_s(profile.operators))
+    if workload.cache == "warm":
+        speeds = replace(speeds, existing_fit=_existing_bytes(profile) <= cache_bytes)
+    else:
+        speeds = replace(speeds, cache=None)
+    stages = {(stage.phase, stage.stage): Division(stage.stage, stage.phase) for stage in profile.stages}
     for row in profile.operators:
-        seconds = stages.setdefault((row.phase, row.stage), dict.fromkeys(Limit, 0.0))
-        _divide(row, seconds, peak, memory, cache, cache_bytes if workload.cache == "warm" else 0, calling_s)
+        _divide(row, stages.setdefault((row.phase, row.stage), Division(row.stage, row.phase)), speeds)
     for stage in profile.stages:
-        seconds = stages[stage.phase, stage.stage]
+        seconds = stages[stage.phase, stage.stage].seconds
         whole_s = stage.host_s if stage.device_s is None else max(stage.host_s, stage.device_s)
         seconds[Limit.HOST] += min(stage.idle_s, whole_s)
         seconds[Limit.BELOW_ROOF] += max(0.0, whole_s - sum(seconds.values()))
-    whole = {limit: sum(seconds[limit] for seconds in stages.values()) for limit in Limit}
-    whole[Limit.HOST] = max(0.0, whole[Limit.HOST] - max(0.0, profile.whole_s - profile.plain_s))
-    division = Division("", "", whole)
-    return CaseLimit(
-        division,
-        [Division(stage, phase, seconds) for (phase, stage), seconds in stages.items()],
-        _sentence(division, profile, peak),
-    )
+    whole = Division("", "")
+    for division in stages.values():
+        for limit in Limit:
+            whole.seconds[limit] += division.seconds[limit]
+            whole.below[limit] += division.below[limit]
+    profiler_s = max(0.0, profile.whole_s - profile.plain_s)
+    whole.seconds[Limit.HOST] = max(0.0, whole.seconds[Limit.HOST] - profiler_s)
+    return CaseLimit(whole, list(stages.values()), _sentence(whole, profile, peak))
+
+
+@dataclass(frozen=True, slots=True)
+class _Speeds:
+    """What the machine can do: operations and bytes per second, and what it keeps near.
+
+    Attributes:
+        existing_fit: whether weights and tokens stay in the cache from call to call.
+        calling_s: what calling an operator costs at all.
+    """
+
+    peak: float
+    memory: float
+    cache: float | None
+    cache_bytes: int
+    existing_fit: bool
+    calling_s: float
+
+
+def _existing_bytes(profile: Profile) -> float:
+    """What must fit the cache for the next call to find its weights there; infinite where it is not known."""
+    if profile.timeline is None:
+        return math.inf
+    touched = sum(row.existing_bytes or 0 for row in profile.operators)
+    return min(touched, sum(profile.timeline.existing_bytes.values())) + profile.timeline.peak_bytes
 
 
 def _calling_s(operators: Sequence[OperatorTime]) -> float:
@@ -118,50 +164,61 @@ def _calling_s(operators: Sequence[OperatorTime]) -> float:
     return statistics.median(empty) if empty else 0.0
 
 
-def _divide(
-    row: OperatorTime,
-    seconds: dict[Limit, float],
-    peak: float,
-    memory: float,
-    cache: float | None,
-    cache_bytes: int,
-    calling_s: float,
-) -> None:
+def _divide(row: OperatorTime, into: Division, speeds: _Speeds) -> None:
     """Add an operator's time to its causes."""
     time_s = row.host_s if row.device_s is None else row.device_s
     calls = max(1, row.calls)
-    compute_s = (row.flops or 0) / peak
-    moved = row.moved_bytes or 0
-    in_cache = cache is not None and moved / calls <= cache_bytes
-    bytes_s = moved / (cache if in_cache and cache is not None else memory)
-    roof_s = min(time_s, max(compute_s, bytes_s))
-    kind = Limit.COMPUTE if compute_s >= bytes_s else Limit.CACHE if in_cache else Limit.MEMORY
-    called_s = min(time_s - roof_s, calling_s * calls)
-    seconds[kind] += roof_s
-    seconds[Limit.HOST] += called_s
-    seconds[Limit.BELOW_ROOF] += time_s - roof_s - called_s
+    moved, existing = row.moved_bytes or 0, row.existing_bytes or 0
+    made_fit = moved / calls <= speeds.cache_bytes
+    cached = 0 if speeds.cache is None else existing * speeds.existing_fit + (moved - existing) * made_fit
+    cache_s = cached / speeds.cache if speeds.cache else 0.0
+    memory_s = (moved - cached) / speeds.memory
+    needed = {
+        Limit.COMPUTE: (row.flops or 0) / speeds.peak,
+        Limit.MEMORY: cache_s + memory_s if memory_s >= cache_s else 0.0,
+        Limit.CACHE: cache_s + memory_s if cache_s > memory_s else 0.0,
+    }
+    roof = max(needed, key=lambda limit: needed[limit])
+    roof_s = min(time_s, needed[roof])
+    called_s = min(time_s - roof_s, speeds.calling_s * calls)
+    left_s = time_s - roof_s - called_s
+    into.seconds[roof] += roof_s
+    into.seconds[Limit.HOST] += called_s
+    into.seconds[Limit.BELOW_ROOF] += left_s
+    if roof_s >= NEAR * (roof_s + left_s):
+        into.below[roof] += left_s
 
 
 def _sentence(division: Division, profile: Profile, peak: float) -> str:
-    parts = sorted(((s, limit) for limit, s in division.seconds.items()), key=lambda part: -part[0])
     total = sum(division.seconds.values())
-    words = ", ".join(f"{s / total:.0%} {limit}" for s, limit in parts if total and s / total >= 0.05)
-    text = f"Limited by {_noun(division.limit)}: {words}."
+    if not total:
+        return "It takes no time."
+    near = division.by_resource()
+    limit = division.limit
+    shown = [kind for kind in sorted(Limit, key=lambda kind: -near[kind]) if near[kind] >= 0.05 * total]
+    words = ", ".join(_share(kind, division, total) for kind in shown)
+    text = f"Limited by {NOUNS[limit]}: {words}."
     products = [row for row in profile.operators if row.flops]
-    if products and division.limit in (Limit.BELOW_ROOF, Limit.COMPUTE):
+    if products and limit in (Limit.BELOW_ROOF, Limit.COMPUTE):
         most = products[0]
         time_s = most.host_s if most.device_s is None else most.device_s
         if time_s:
             share = (most.flops or 0) / time_s / peak
             text += f" Its longest product, {most.name} of {most.shapes}, reaches {share:.0%} of the matrix peak."
-    return f"{text} {ADVICE[division.limit]}"
+    return f"{text} {ADVICE[limit]}"
 
 
-def _noun(limit: Limit) -> str:
-    return {
-        Limit.COMPUTE: "arithmetic",
-        Limit.MEMORY: "main memory's bandwidth",
-        Limit.CACHE: "the cache's bandwidth",
-        Limit.HOST: "the host",
-        Limit.BELOW_ROOF: "kernels that run below every roof",
-    }[limit]
+def _share(limit: Limit, division: Division, total_s: float) -> str:
+    """As in ``60% compute (20% of the time lost below that roof)``."""
+    share = f"{division.by_resource()[limit] / total_s:.0%} {limit}"
+    below = division.below[limit] / total_s
+    return f"{share} ({below:.0%} of the time lost below that roof)" if below >= 0.05 else share
+
+
+NOUNS = {
+    Limit.COMPUTE: "arithmetic",
+    Limit.MEMORY: "main memory's bandwidth",
+    Limit.CACHE: "the cache's bandwidth",
+    Limit.HOST: "the host",
+    Limit.BELOW_ROOF: "kernels that run far below every roof",
+}

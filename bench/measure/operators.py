@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode  # torch's documented way to see operators has this home
 from torch.utils._pytree import tree_leaves
 
-from bench.profiling.costs import product_flops
+from bench.profiling.costs import has_kernel, product_flops
 
 # They give a value, or a tensor whose size is one, to the host.
 _ALWAYS_WAIT = frozenset(
@@ -124,10 +124,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        with self:  # what is made of other operators is seen as these
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
+        if not has_kernel(func):  # what is made of other operators is seen as these
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         result = func(*args, **kwargs)
         if func.namespace not in ("aten", "prim", "prims", "mkldnn", "mkl"):
             self._found.unknown[str(func)] += 1

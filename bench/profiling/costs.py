@@ -2,70 +2,98 @@
 
 Only operators that do work count: a view moves nothing. Matrix products count ``2 * M * K * N``, ``grouped_mm`` those
 of the rows that its offsets name (torch's own counter gives it 0). Everything else counts no operations: it is bound by
-its bytes. Bytes are each tensor's once; an operator that picks rows is charged for the rows it picks.
+its bytes. Bytes are each tensor's once; an operator that picks rows is charged for the rows it picks. What an operator
+does inside itself (a fused kernel's steps) is not seen.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Shape = Sequence[int]
 # They read as many rows of their first tensor as they write, whatever its size.
 PICKING = frozenset({"aten::index_select", "aten::gather", "aten::embedding", "aten::index", "aten::take_along_dim"})
 # They read the rows that their second tensor names.
 SUMMING = frozenset({"aten::embedding_bag", "aten::_embedding_bag", "aten::_embedding_bag_forward_only"})
 GROUPED = "aten::_grouped_mm"
-PRODUCTS = frozenset({"aten::mm", "aten::bmm", "aten::linear", "aten::matmul", "aten::mv", "aten::dot"})
-ADDED_PRODUCTS = frozenset({"aten::addmm", "aten::baddbmm", "aten::addmv"})
+# Which of their tensors is the left factor; the result's size times its columns, twice, are the operations.
+LEFT_FACTOR = {
+    "aten::mm": 0,
+    "aten::bmm": 0,
+    "aten::mv": 0,
+    "aten::dot": 0,
+    "aten::linear": 0,
+    "aten::mkldnn_linear": 0,
+    "mkldnn::_linear_pointwise": 0,
+    "mkl::_mkl_linear": 0,
+    "aten::addmm": 1,
+    "aten::addmv": 1,
+    "aten::baddbmm": 1,
+    "aten::_addmm_activation": 1,
+}
 
 
-def product_flops(name: str, tensors: Sequence[Tensor]) -> int | None:
-    """Floating-point operations of a matrix product, or None where the operator is none."""
-    if name in ADDED_PRODUCTS:
-        return _product(tensors[1].shape, tensors[2].shape)
-    if name == "aten::linear":
-        return 2 * tensors[0].numel() * tensors[1].shape[0]
-    if name in PRODUCTS:
-        return _product(tensors[0].shape, tensors[1].shape)
+def has_kernel(func: Any) -> bool:
+    """Whether an operator has a kernel of its own: some can also be composed of others, and are not."""
+    keys = ("CPU", "CUDA", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
+    # the dispatcher tells it nowhere else
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key) for key in keys)  # noqa: SLF001
+
+
+def product_flops(name: str, inputs: Sequence[Tensor], result: Tensor) -> int | None:
+    """Floating-point operations of a matrix product, or None where the operator is none.
+
+    Args:
+        name: as in ``aten::mm``.
+        inputs: its tensors in order.
+        result: what it gave.
+    """
+    if name in LEFT_FACTOR:
+        return 2 * inputs[LEFT_FACTOR[name]].shape[-1] * result.numel()
     if name == GROUPED:
-        return _grouped(tensors)
+        return _grouped(inputs, result)
     return None
 
 
-def _product(a: Shape, b: Shape) -> int:
-    """Of (..., M, K) with (..., K, N), batches that fit each other counted once."""
-    rows = math.prod(a)
-    return 2 * rows * (b[-1] if len(b) > 1 else 1)
+def _grouped(inputs: Sequence[Tensor], result: Tensor) -> int:
+    """Of ``grouped_mm``: rows up to the last offset only."""
+    left, right = inputs[0], inputs[1]
+    if left.dim() == 3 and right.dim() == 3:
+        return 2 * left.shape[-1] * result.numel()
+    rows = int(inputs[2][-1])
+    if left.dim() == 2 and right.dim() == 2:  # one product a group: what gives the weights' gradients
+        return 2 * rows * left.shape[0] * right.shape[1]
+    return 2 * rows * math.prod((right if left.dim() == 2 else left).shape[-2:])
 
 
-def _grouped(tensors: Sequence[Tensor]) -> int:
-    a, b = tensors[0], tensors[1]
-    if a.dim() == 3 and b.dim() == 3:
-        return _product(a.shape, b.shape)
-    rows = int(tensors[2][-1]) if len(tensors) > 2 else a.shape[0 if a.dim() == 2 else 1]
-    if a.dim() == 2 and b.dim() == 3:
-        return 2 * rows * a.shape[1] * b.shape[2]
-    # (M, rows) with (rows, N), one product a group: what gives the weights' gradients
-    return 2 * rows * a.shape[-2] * b.shape[-1]
-
-
-def moved_bytes(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
-    """Bytes that an operator reads and writes; 0 where it only looks at tensors in another way."""
+def moved_bytes(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[int, list[int]]:
+    """Bytes that an operator writes, and those that it reads of each input; all 0 where it only looks at tensors."""
     storages = {tensor.untyped_storage().data_ptr() for tensor in inputs if tensor.numel()}
     written = [tensor for tensor in outputs if tensor.numel()]
+    nothing = 0, [0] * len(inputs)
     if all(tensor.untyped_storage().data_ptr() in storages for tensor in written) and not name.endswith("_"):
-        return 0
+        return nothing
     out_bytes = sum(map(_bytes, written))
+    read = [_bytes(tensor) for tensor in inputs]
     if name in PICKING:
-        return 2 * out_bytes + sum(map(_bytes, inputs[1:]))
-    if name in SUMMING:
-        row_bytes = inputs[0].shape[-1] * inputs[0].element_size()
-        return out_bytes + inputs[1].numel() * row_bytes + sum(map(_bytes, inputs[1:]))
-    return out_bytes + sum(map(_bytes, inputs))
+        read[0] = out_bytes
+    elif name in SUMMING:
+        read[0] = inputs[1].numel() * inputs[0].shape[-1] * inputs[0].element_size()
+    elif name == GROUPED:
+        read = [round(num_bytes * _used(tensor, inputs)) for num_bytes, tensor in zip(read, inputs, strict=True)]
+    return out_bytes, read
+
+
+def _used(tensor: Tensor, inputs: Sequence[Tensor]) -> float:
+    """The part of the groups of a stacked matrix that has rows: the others are not read."""
+    if tensor.dim() != 3 or len(inputs) < 3:
+        return 1.0
+    ends: list[int] = inputs[2].tolist()
+    return sum(begin < end for begin, end in zip([0, *ends[:-1]], ends, strict=True)) / len(ends)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -16,7 +16,7 @@ from torch.profiler import record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.profiling.costs import moved_bytes, product_flops
+from bench.profiling.costs import has_kernel, moved_bytes, product_flops
 
 OPERATOR = "moebench-operator:"
 
@@ -50,12 +50,14 @@ class Entry:
         shapes: of its tensors, in order; those in lists are left out, as the profiler does.
         flops: of a matrix product; None for others, whose operations do not matter beside their bytes.
         moved_bytes: tensors in and out, 0 for a view.
+        existing_bytes: the part of it that was there before the call: weights, tokens, given gradients.
     """
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
     flops: int | None
     moved_bytes: int
+    existing_bytes: int = 0
 
 
 @dataclass
@@ -100,21 +102,29 @@ class Ledger(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if not has_kernel(func):  # what is made of other operators is seen as these, as it is where autograd is on
+            with self:
+                result = func.decompose(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
         number = len(self.entries)
         name = func._schema.name  # noqa: SLF001 - the only place where torch keeps an operator's name
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         with record_function(f"{OPERATOR}{number}"):
             result = func(*args, **(kwargs or {}))
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        written, read = moved_bytes(name, inputs, outputs)
+        existing = [n for n, one in zip(read, inputs, strict=True) if _address(one) not in self._alive]
         self.entries.append(
             Entry(
                 name=name,
                 shapes=_shapes((*args, *(kwargs or {}).values())),
-                flops=product_flops(name, inputs),
-                moved_bytes=moved_bytes(name, inputs, outputs),
+                flops=product_flops(name, inputs, outputs[0]) if outputs else None,
+                moved_bytes=written + sum(read),
+                existing_bytes=sum(existing),
             )
         )
-        known = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+        known = set(map(_address, inputs))
         for tensor in outputs:
             self._note(tensor, number, known)
         return result
@@ -136,6 +146,10 @@ class Ledger(TorchDispatchMode):
         allocation.died = len(self.entries)
         if self._alive.get(allocation.pointer) is allocation:
             del self._alive[allocation.pointer]
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _shapes(arguments: Sequence[Any]) -> tuple[tuple[int, ...], ...]:

@@ -192,6 +192,7 @@ def _operators(sums: Breakdown, counted: Counted, *, on_device: bool) -> list[Op
                 device_s=found.device_s / sums.num_calls if on_device else None,
                 flops=sum(products) if products else None,
                 moved_bytes=sum(entry.moved_bytes for entry in entries) if entries else None,
+                existing_bytes=sum(entry.existing_bytes for entry in entries) if entries else None,
             )
         )
     return sorted(rows, key=_seconds, reverse=True)
@@ -211,6 +212,7 @@ def _folded(rows: Sequence[OperatorTime]) -> list[OperatorTime]:
                 "device_s": None if group[0].device_s is None else sum(row.device_s or 0.0 for row in group),
                 "flops": _sum(row.flops for row in group),
                 "moved_bytes": _sum(row.moved_bytes for row in group),
+                "existing_bytes": _sum(row.existing_bytes for row in group),
             }
         )
         for group in groups.values()

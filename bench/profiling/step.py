@@ -9,8 +9,6 @@ import torch
 from torch.profiler import record_function
 
 from bench.measure.device import Device
-from bench.runner.jobs.shared import Shared
-from impls.layer import MoELayer
 from impls.stages import PREFIX
 
 CALL = PREFIX + "call"
@@ -56,25 +54,3 @@ class Step:
         before_drop()
         del output
         self.drop()
-
-
-def make_step(layer: MoELayer, shared: Shared, device: Device) -> Step:
-    """The step of a built layer on a workload's shared tensors."""
-    x_TD, routing, gradient_TD = shared.x, shared.routing, shared.output_gradient
-    if shared.workload.direction == "forward":
-
-        def infer() -> torch.Tensor:
-            with torch.inference_mode():
-                return layer(x_TD, routing=routing)  # type: ignore[no-any-return] # nn.Module.__call__ is untyped
-
-        return Step(infer, None, lambda: None, device)
-    leaves = [leaf for _, leaf in shared.leaves()]
-
-    def drop() -> None:
-        for leaf in leaves:
-            leaf.grad = None
-
-    def backward(output: torch.Tensor) -> None:
-        torch.autograd.backward(output, gradient_TD)
-
-    return Step(lambda: layer(x_TD, routing=routing), backward, drop, device)

@@ -56,6 +56,7 @@ class OperatorTime(_Part):
         host_s, device_s: their time together.
         flops: operations of all of them; null for what is no matrix product.
         moved_bytes: bytes that all of them read and wrote; null where it is not known.
+        existing_bytes: the part of these that was there before the call: weights, tokens, the output's gradient.
     """
 
     phase: Literal["forward", "backward"]
@@ -67,6 +68,7 @@ class OperatorTime(_Part):
     device_s: float | None = None
     flops: int | None = None
     moved_bytes: int | None = None
+    existing_bytes: int | None = None
 
 
 class Tensors(_Part):

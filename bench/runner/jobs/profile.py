@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.measure.device import open_device
+import torch
+
+from bench.measure.device import Device, open_device
 from bench.profiling.export import write_memory_snapshot, write_perfetto
 from bench.profiling.measure import profile_step
-from bench.profiling.step import make_step
+from bench.profiling.step import Step
 from bench.runner.jobs.building import build_case
 from bench.runner.jobs.failures import failed
-from bench.runner.jobs.shared import gradients_dropped, open_shared
+from bench.runner.jobs.shared import Shared, gradients_dropped, open_shared
 from bench.runner.protocol import Announce, Answer, ProfileJob
+from impls.layer import MoELayer
 
 PERFETTO = ".trace.json.gz"
 MEMORY = ".memory.pickle"
@@ -39,3 +42,25 @@ def profile_case(job: ProfileJob, announce: Callable[[Announce], None]) -> Answe
     write_perfetto(traces / names["perfetto"], case.impl.rpartition("/")[2], profiled.call, profiled.profile.timeline)
     write_memory_snapshot(traces / names["memory"], profiled.counted)
     return Answer(profile=profiled.profile.model_copy(update={"traces": names}))
+
+
+def make_step(layer: MoELayer, shared: Shared, device: Device) -> Step:
+    """The step of a built layer on a workload's shared tensors."""
+    x_TD, routing, gradient_TD = shared.x, shared.routing, shared.output_gradient
+    if shared.workload.direction == "forward":
+
+        def infer() -> torch.Tensor:
+            with torch.inference_mode():
+                return layer(x_TD, routing=routing)  # type: ignore[no-any-return] # nn.Module.__call__ is untyped
+
+        return Step(infer, None, lambda: None, device)
+    leaves = [leaf for _, leaf in shared.leaves()]
+
+    def drop() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+
+    def backward(output: torch.Tensor) -> None:
+        torch.autograd.backward(output, gradient_TD)
+
+    return Step(lambda: layer(x_TD, routing=routing), backward, drop, device)
