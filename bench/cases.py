@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bench.plain_text import Line, Name
 from impls.spec import LayerSpec
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -61,9 +62,9 @@ class Workload(BaseModel):
     layer: LayerSpec
     num_tokens: int = Field(ge=0)
     dtype: DType = "float32"
-    device: str = "cpu"
+    device: Line = "cpu"
     direction: Direction = "forward"
-    routing: str = "router"
+    routing: Line = "router"
     threads: int = Field(default=1, ge=1)
     cache: Cache = "warm"
     seed: int = 0
@@ -96,7 +97,7 @@ class Case(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    impl: str
+    impl: Name
     workload: Workload
     compile: Compile = "none"
 

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +20,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table as RichTable
 
 from bench import units
+from bench.plain_text import one_line, printable
 from bench.runner.progress import Progress, Silent
 from bench.store.schema import Status
 from bench.table import Table, workload_names
@@ -51,7 +52,15 @@ def data() -> Console:
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     # a file or a pipe has no width: a table must not be cut to a terminal that is not there
-    return Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False, soft_wrap=False)
+    return Careful(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False, soft_wrap=False)
+
+
+class Careful(Console):
+    """A console that passes on no control characters: what is printed may come from anybody's results."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as ever."""
+        super().print(*(printable(thing) if isinstance(thing, str) else thing for thing in objects), **options)
 
 
 class Bar:
@@ -73,7 +82,13 @@ class Bar:
         total_s = max(done_s + left_s, 1e-9)
         left = f"{units.duration(left_s)} left"
         self._bar.update(
-            self._task, description=phase, completed=done_s, total=total_s, left=left, current=current, refresh=True
+            self._task,
+            description=phase,
+            completed=done_s,
+            total=total_s,
+            left=left,
+            current=one_line(current),
+            refresh=True,
         )
 
     def note(self, text: str) -> None:
@@ -102,7 +117,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Print the text."""
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """Nothing was drawn that would have to go."""
@@ -120,7 +135,7 @@ def print_table(console: Console, table: Table, *, title: str) -> None:
             heading, justify="right" if is_number else "left", no_wrap=is_number or index == 0, overflow="fold"
         )
     for row in table.rows:
-        grid.add_row(*map(escape, row))
+        grid.add_row(*(escape(one_line(cell)) for cell in row))
     console.print(grid)
     if table.held_equal:
         console.print(escape(f"Held equal: {table.held_equal}"), style="dim")

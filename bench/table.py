@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import units
 from bench.cases import Case, Workload
+from bench.plain_text import cell, one_line
 from impls.spec import LayerSpec
 
 if TYPE_CHECKING:  # the analysis loads pandas, which listings do without
@@ -82,6 +83,14 @@ def markdown(table: Table) -> str:
     return f"{text}\n\nHeld equal: {_escaped(table.held_equal)}."
 
 
+def csv_text(frame: pd.DataFrame) -> str:
+    """The frame as comma-separated values, which neither a terminal nor a spreadsheet takes for commands."""
+    safe = frame.copy()
+    for column in safe.select_dtypes(exclude="number"):
+        safe[column] = [cell(value) if isinstance(value, str) else value for value in safe[column]]
+    return safe.to_csv(index=False)
+
+
 def _measured(row: Mapping[Hashable, Any], *, withheld: bool) -> list[str]:
     if row["status"] != "ok":
         return [str(row["status"]), "", "", "", "", str(row["reason"])]
@@ -108,4 +117,4 @@ def _absent(value: object) -> bool:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return one_line(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

@@ -7,6 +7,7 @@ A case that is not ``ok`` never carries a time. What an ``ok`` case lacks is emp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -208,6 +209,7 @@ def _described(record: CaseRecord) -> dict[str, Any]:
     row: dict[str, Any] = {name: getattr(workload.layer, name) for name in LAYER_COLUMNS}
     row |= {name: getattr(workload, name) for name in WORKLOAD_COLUMNS}
     return row | {
+        "routing": re.sub(r"^trace:.*[/\\]", "trace:", workload.routing),  # the run keeps the path, to be resumed
         "capacity_factor": "none" if workload.layer.capacity_factor is None else workload.layer.capacity_factor,
         "case_id": record.case_id,
         "workload_id": workload.id,

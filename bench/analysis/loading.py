@@ -19,6 +19,7 @@ from bench.analysis.model import Analysis
 from bench.analysis.roofline import Ceilings
 from bench.analysis.scaling import fit_exponents
 from bench.analysis.statistics import latency_units
+from bench.analysis.unreached import not_run
 from bench.analysis.warnings import collect_warnings
 from bench.analysis.winners import find_winners
 from bench.store.log import read_run
@@ -59,6 +60,11 @@ def analyse(info: RunInfo, records: Sequence[AnyRecord], faults: Sequence[str] =
         faults: what was found wrong with the log when it was read.
     """
     cases = {record.case_id: record for record in records if isinstance(record, CaseRecord)}
+    finished = _finished(records)
+    if not finished:
+        cases |= {
+            lack.case_id: lack for lack in not_run(info, cases, max((r.unix_time_s for r in records), default=0.0))
+        }
     ok = {case_id: record for case_id, record in cases.items() if record.status is Status.OK}
     samples: defaultdict[str, list[SamplesRecord]] = defaultdict(list)
     for record in records:
@@ -79,7 +85,6 @@ def analyse(info: RunInfo, records: Sequence[AnyRecord], faults: Sequence[str] =
         model=info.label,
     )
     profiles = {r.case_id: r.profile for r in records if isinstance(r, ProfileRecord) and r.profile is not None}
-    finished = _finished(records)
     return Analysis(
         info=info,
         frame=frame,

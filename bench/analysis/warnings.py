@@ -11,6 +11,7 @@ from bench.analysis.carryover import carry_over
 from bench.analysis.comparisons import MIN_PROCESSES
 from bench.analysis.frame import Timing
 from bench.analysis.model import Comparison, Control, Verdict
+from bench.plain_text import one_line
 from bench.store.schema import AnyRecord, CaseRecord, Finding, NoteRecord, RunInfo, SamplesRecord
 from bench.units import percent
 
@@ -58,7 +59,7 @@ def collect_warnings(
     found += _findings({record.case_id: record for record in records if isinstance(record, CaseRecord)}.values())
     found += _carried_over(frame, samples)
     found += _undecided(comparisons)
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(map(one_line, found)))
 
 
 def _environments(info: RunInfo, records: Iterable[AnyRecord]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from bench.plain_text import one_line, printable
 from bench.report import words
 from bench.report.figures.canvas import Picture
 from bench.report.figures.crossover import crossover_picture
@@ -189,8 +190,8 @@ def _run(view: View, pictures: Pictures, prefix: str) -> dict[str, Any]:
         "gaps": missing,
         "command": _command(info.command),
         "in_samples": analysis.in_samples_fraction and percent(analysis.in_samples_fraction),
-        "environment": [(name, without_paths(value)) for name, value in _flat(info.environment)],
-        "config": without_paths(json.dumps(info.config, indent=2, ensure_ascii=False)),
+        "environment": [(one_line(name), without_paths(one_line(value))) for name, value in _flat(info.environment)],
+        "config": without_paths(printable(json.dumps(info.config, indent=2, ensure_ascii=False))),
         **{
             name: getattr(pictures, name)
             for name in (

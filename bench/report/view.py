@@ -54,7 +54,9 @@ FIELD_WORDS = {
     "d_ff": "d_ff",
     "threads": "threads",
 }
-_ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])(?:~|/|[A-Za-z]:[\\/])(?:[^\s'\"`,;:()<>]*[\\/])+([^\s'\"`,;:()<>\\/]*)")
+_ABSOLUTE_PATH = re.compile(
+    r"(?<![\w./<])(?:~|/(?!/)|file:///|[A-Za-z]:[\\/])(?:[^\s'\"`,;:()<>]*[\\/])+([^\s'\"`,;:()<>\\/]*)"
+)
 
 
 def without_paths(text: str) -> str:

@@ -11,6 +11,7 @@ from bench.analysis.model import Analysis
 from bench.errors import RequestError, ResultsError
 from bench.report.page import draw, render
 from bench.report.view import make_view, short_names, without_paths
+from bench.table import csv_text
 
 
 def write_report(analyses: Sequence[Analysis], out: Path) -> Path:
@@ -38,7 +39,7 @@ def write_report(analyses: Sequence[Analysis], out: Path) -> Path:
         for picture in (picture for of_run in pictures for picture in of_run.every):
             (out / f"{picture.slug}.svg").write_text(picture.svg, encoding="utf-8")
             (out / f"{picture.slug}.png").write_bytes(picture.png)
-        _data(shown).to_csv(out / "data.csv", index=False)
+        (out / "data.csv").write_text(csv_text(_data(shown)), encoding="utf-8")
         index = out / "index.html"
         index.write_text(page, encoding="utf-8")
     except OSError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ MAX_RUN_BYTES = 16 * 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024 * 1024
 MAX_LOG_BYTES = 4 * 1024 * 1024 * 1024
 MAX_WARNINGS = 20
+MAX_DIGITS = 19
+_LONG_NUMBER = re.compile(rb"(?<![0-9.])[0-9]{%d}" % MAX_DIGITS)
 
 
 class Run(NamedTuple):
@@ -131,7 +134,7 @@ def read_info(folder: Path) -> RunInfo:
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        document = json.loads(text, object_pairs_hook=_unique)
+        document = json.loads(text, object_pairs_hook=_unique, parse_int=_bounded)
     except (ValueError, RecursionError) as error:
         raise ResultsError(f"{path} is not valid JSON: {error}; was it edited or copied half?") from None
     version = document.get("schema_version") if isinstance(document, dict) else None
@@ -165,9 +168,10 @@ def read_run(folder: Path) -> Run:
                 faults.add(f"{path}: the last line ({number}) was cut short while it was written; it is left out")
             else:
                 try:
-                    records.append(record_adapter.validate_json(line))
-                except ValidationError as error:
-                    faults.add(f"{path}: line {number} is not a valid record and is left out: {first_fault(error)}")
+                    records.append(_record(line))
+                except (ValueError, RecursionError) as error:
+                    why = first_fault(error) if isinstance(error, ValidationError) else error
+                    faults.add(f"{path}: line {number} is not a valid record and is left out: {why}")
     except FileNotFoundError:
         raise ResultsError(f"{folder}: {RUN_FILE} is there but {LOG_FILE} is missing; nothing can be read") from None
     except OSError as error:
@@ -251,6 +255,25 @@ class _Faults:
             self.told.append(text)
         else:
             self.num_more += 1
+
+
+def _record(line: bytes) -> AnyRecord:
+    """The record of a line.
+
+    Raises:
+        ValueError: it is none; a line that is not just as :func:`append` writes it is looked at more closely.
+    """
+    record = record_adapter.validate_json(line)
+    if _LONG_NUMBER.search(line) or record.model_dump_json().encode() != line.rstrip(b"\n"):
+        json.loads(line, object_pairs_hook=_unique, parse_int=_bounded)
+    return record
+
+
+def _bounded(digits: str) -> int:
+    """A whole number of a JSON document, which others than Python can hold too."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

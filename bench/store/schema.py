@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from bench.cases import Case, Compile
+from bench.plain_text import Line, one_line
 from bench.store.profiles import Profile
 
 SCHEMA_VERSION = 2
@@ -20,7 +21,7 @@ SCHEMA_VERSION = 2
 
 
 class Status(StrEnum):
-    """How a case ended."""
+    """How a case ended. ``not_run`` is a word of tables only: what the budget did not reach has no record."""
 
     OK = "ok"
     WRONG_RESULT = "wrong_result"
@@ -29,6 +30,7 @@ class Status(StrEnum):
     TIMEOUT = "timeout"
     CRASHED = "crashed"
     ERROR = "error"
+    NOT_RUN = "not_run"
 
 
 class Record(BaseModel):
@@ -41,7 +43,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    environment_hash: str
+    environment_hash: Line
     unix_time_s: float
 
 
@@ -56,13 +58,13 @@ class RoutingFacts(BaseModel):
         note: what a reader must know of forced ids, for example that a trace was repeated; empty where nothing.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     tokens_per_expert: list[int]
     dropped_fraction: float
     load_imbalance: float
     dropped_per_expert: list[int] = Field(default_factory=list)
-    note: str = ""
+    note: Line = ""
 
 
 class Finding(BaseModel):
@@ -76,9 +78,9 @@ class Finding(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rule: str
-    evidence: str
-    fix: str
+    rule: Line
+    evidence: Line
+    fix: Line
 
 
 class Conduct(BaseModel):
@@ -107,9 +109,9 @@ class Conduct(BaseModel):
     distinct_results: int | None = None
     deterministic_ratio: float | None = None
     threads: int
-    allocator: str
+    allocator: Line
     findings: list[Finding] = Field(default_factory=list)
-    gaps: dict[str, str] = Field(default_factory=dict)
+    gaps: dict[str, Line] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _nulls_have_reasons(self) -> Conduct:
@@ -188,7 +190,7 @@ class Qualified(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     relative_error: float
-    worst_tensor: str
+    worst_tensor: Line
     checked_tokens: int
     routing: RoutingFacts | None
     flops: int
@@ -204,10 +206,10 @@ class Qualified(BaseModel):
     analytic_peak_bytes: int
     predicted_peak_bytes: int | None = None
     predicted_parts_bytes: dict[str, int] = Field(default_factory=dict)
-    path: str = ""
+    path: Line = ""
     conduct: Conduct | None = None
     compiled: Compiled | None = None
-    gaps: dict[str, str] = Field(default_factory=dict)
+    gaps: dict[str, Line] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _nulls_have_reasons(self) -> Qualified:
@@ -239,8 +241,8 @@ class CaseRecord(Record):
     case: Case
     case_id: str
     status: Status
-    reason: str = ""
-    semantics: str = "moe"
+    reason: Line = ""
+    semantics: Line = "moe"
     exact: bool = True
     relative_error: float | None = None
     qualified: Qualified | None = None
@@ -267,7 +269,7 @@ class Disturbance(BaseModel):
         gpu: clocks, temperature and throttle counters before and after, by name; empty without a GPU.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steal_s: float | None = None
     involuntary_switches: int | None = None
@@ -314,9 +316,9 @@ class SamplesRecord(Record):
     """
 
     kind: Literal["samples"] = "samples"
-    workload_id: str
+    workload_id: Line
     replicate: int = Field(ge=0)
-    arms: dict[str, Arm]
+    arms: dict[Line, Arm]
     order_seed: int
     wall_s: float
     disturbance: Disturbance = Disturbance()
@@ -343,7 +345,7 @@ class ControlRecord(Record):
     arms: dict[Literal["base", "twin", "slowed"], Arm]
     planted_slowdown: float
     wall_s: float
-    device: str | None = None
+    device: Line | None = None
     threads: int | None = None
 
 
@@ -359,8 +361,8 @@ class CeilingRecord(Record):
 
     kind: Literal["ceiling"] = "ceiling"
     what: Literal["matmul", "memory", "cache"]
-    device: str
-    dtype: str
+    device: Line
+    dtype: Line
     threads: int
     replicate: int = Field(ge=0)
     per_s: list[float]
@@ -388,8 +390,8 @@ class EnergyReading(BaseModel):
     calls: float | None = None
     window_s: float | None = None
     idle_power_w: float | None = None
-    meter: str = ""
-    reason: str = ""
+    meter: Line = ""
+    reason: Line = ""
 
     @model_validator(mode="after")
     def _null_has_reason(self) -> EnergyReading:
@@ -417,7 +419,7 @@ class ProfileRecord(Record):
     kind: Literal["profile"] = "profile"
     case_id: str
     profile: Profile | None = None
-    reason: str = ""
+    reason: Line = ""
 
     @model_validator(mode="after")
     def _null_has_reason(self) -> ProfileRecord:
@@ -437,7 +439,7 @@ class NoteRecord(Record):
 
     kind: Literal["note"] = "note"
     event: Literal["started", "resumed", "interrupted", "budget_spent", "finished", "warning"]
-    text: str = ""
+    text: Line = ""
     wall_s: float = 0.0
 
 
@@ -475,18 +477,18 @@ class RunInfo(BaseModel):
     run_id: PlainName
     machine: PlainName
     created_unix_s: float
-    command: list[str]
-    source: str
+    command: list[Line]
+    source: Line
     config: dict[str, Any]
     seed: int
     git_commit: str | None
     environment: dict[str, Any]
-    environment_hash: str
+    environment_hash: Line
 
     @property
     def label(self) -> str:
         """Whose layer was measured, as in ``qwen3-30b-a3b at 1/4``; empty where it is no real model's."""
-        return str(self.config.get("label") or "")
+        return one_line(str(self.config.get("label") or ""))
 
     @property
     def title(self) -> str:
