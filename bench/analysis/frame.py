@@ -56,7 +56,7 @@ COLUMNS = (
     "idle_power_w",
     "num_operators", "host_syncs", "distinct_results", "deterministic_ratio", "work_ratio", "workspace_bytes",
     "allocator", "findings", "model",
-    "compile", "compile_s", "graph_breaks", "recompiles", "recompiles_same_shape",
+    "compile", "compile_s", "graph_breaks", "recompiles", "recompiles_same_shape", "graph_break_reasons",
 )  # fmt: skip
 """The columns, in the order of ``moebench show --csv``.
 
@@ -76,7 +76,8 @@ ones, so padding and one-hot products make it larger than 1; ``workspace_bytes``
 implementation must allocate; ``findings`` are the rules of lint that found something.
 The ``impl`` of a compiled case says so, and ``compile`` in which mode. ``compile_s`` to ``recompiles_same_shape`` are
 what the compiler made of it (:class:`bench.store.schema.Compiled`): ``recompiles`` counts the graphs compiled for two
-other numbers of tokens, ``recompiles_same_shape`` those compiled for as many other tokens.
+other numbers of tokens, ``recompiles_same_shape`` those compiled for as many other tokens. All are empty for what is
+not compiled.
 """
 PERCENTILES = {"latency_p50_s": 0.50, "latency_p90_s": 0.90, "latency_p99_s": 0.99}
 SAMPLES_BEYOND = 10
@@ -204,6 +205,11 @@ def _sort_key(record: CaseRecord) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+_TEXTS = (
+    "fastest_impl", "verdict", "worst_tensor", "path", "gaps", "allocator", "findings", "graph_break_reasons",
+)  # fmt: skip
+
+
 def _described(record: CaseRecord) -> dict[str, Any]:
     workload = record.case.workload
     row: dict[str, Any] = {name: getattr(workload.layer, name) for name in LAYER_COLUMNS}
@@ -222,7 +228,7 @@ def _described(record: CaseRecord) -> dict[str, Any]:
         "relative_error": record.relative_error,
         "num_processes": 0,
         "num_samples": 0,
-        **dict.fromkeys(("fastest_impl", "verdict", "worst_tensor", "path", "gaps", "allocator", "findings"), ""),
+        **dict.fromkeys(_TEXTS, ""),
     }
 
 
@@ -243,21 +249,23 @@ def _qualified(qualified: Qualified, gaps: dict[str, str]) -> dict[str, Any]:
     else:
         row["dropped_fraction"] = qualified.routing.dropped_fraction
         row["load_imbalance"] = qualified.routing.load_imbalance
-    return row | _conduct(qualified, gaps) | _compiled(qualified)
+    return row | _conduct(qualified, gaps) | _compiled(qualified, gaps)
 
 
-def _compiled(qualified: Qualified) -> dict[str, Any]:
+def _compiled(qualified: Qualified, gaps: dict[str, str]) -> dict[str, Any]:
     compiled = qualified.compiled
     if compiled is None:
         return {}
-    same = [new.num_graphs for new in compiled.new_inputs[:1]]
-    others = [new.num_graphs for new in compiled.new_inputs[1:]]
-    return {
+    row: dict[str, Any] = {
         "compile_s": compiled.compile_s,
         "graph_breaks": compiled.num_graph_breaks,
-        "recompiles": sum(others) if others else None,
-        "recompiles_same_shape": sum(same) if same else None,
+        "graph_break_reasons": " | ".join(compiled.break_reasons),
     }
+    if not compiled.new_inputs:
+        gaps |= dict.fromkeys(("recompiles", "recompiles_same_shape"), "there are no tokens to exchange for others")
+        return row
+    same, *others = compiled.new_inputs
+    return row | {"recompiles": sum(new.num_graphs for new in others), "recompiles_same_shape": same.num_graphs}
 
 
 def _conduct(qualified: Qualified, gaps: dict[str, str]) -> dict[str, Any]:

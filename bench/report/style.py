@@ -16,6 +16,8 @@ from typing import Any
 
 import matplotlib as mpl
 
+from bench.cases import VARIANTS, uncompiled
+
 INK = "#1c2128"
 MUTED = "#656d76"
 GRID = "#dfe3e8"
@@ -54,6 +56,10 @@ def house_style(hash_salt: str | None = None) -> AbstractContextManager[None]:
     return mpl.rc_context(settings)  # type: ignore[arg-type] # keys are plain strings before matplotlib 3.11
 
 
+Marker = str | tuple[int, int, int]
+"""matplotlib's code of a marker: a letter, or (points, 1, degrees) of a star."""
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """How one implementation is drawn in every picture and table.
@@ -66,7 +72,7 @@ class Look:
     """
 
     colour: str
-    marker: str
+    marker: Marker
     dash: str | tuple[int, tuple[float, ...]] = "-"
     baseline: bool = False
 
@@ -98,6 +104,12 @@ LOOKS: dict[str, Look] = {
 A peer has the colour of ours that works the same way, and is dashed. Markers tell apart what shares a colour.
 """
 
+_COMPILED: dict[str, tuple[Marker, tuple[int, tuple[float, ...]]]] = {
+    VARIANTS["default"]: ((4, 1, 0), (0, (1.2, 1.2))),
+    VARIANTS["max-autotune"]: ((4, 1, 45), (0, (5.0, 1.4, 1.2, 1.4))),
+}
+"""Marker and dash of a compiled layer, which keeps the colour of what it was compiled from."""
+
 _SPARE_COLOURS = ("#CC79A7", "#56B4E9", "#B59F00")
 _SPARE_MARKERS = ("X", "H", "8")  # nobody's in the table
 
@@ -105,8 +117,25 @@ _SPARE_MARKERS = ("X", "H", "8")  # nobody's in the table
 def looks_for(semantics: dict[str, str]) -> dict[str, Look]:
     """The look of every implementation, in drawing order, given what each computes (``moe`` or a baseline's label).
 
-    Names that the repository does not know take the spare colours and markers in alphabetical order.
+    Names that the repository does not know take the spare colours and markers in alphabetical order. A compiled layer
+    comes right after the same layer uncompiled.
     """
+    plain_names = {uncompiled(name): meaning for name, meaning in semantics.items()}
+    looks = _looks_uncompiled(plain_names)
+    return {
+        base + variant: look if not variant else _compiled_look(look, variant)
+        for base, look in looks.items()
+        for variant in VARIANTS.values()
+        if base + variant in semantics
+    }
+
+
+def _compiled_look(look: Look, variant: str) -> Look:
+    marker, dash = _COMPILED[variant]
+    return Look(look.colour, marker, dash, look.baseline)
+
+
+def _looks_uncompiled(semantics: dict[str, str]) -> dict[str, Look]:
     known = {name: look for name, look in LOOKS.items() if name in semantics}
     others = sorted(set(semantics) - set(known))
     spare = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.cases import Case, Workload
+from bench.cases import VARIANTS, Case, Workload, uncompiled
 from bench.store.schema import (
     AnyRecord,
     Arm,
@@ -29,6 +29,13 @@ from impls.spec import LayerSpec
 NOISE = Path(__file__).parents[2] / "data" / "noise" / "pairs.jsonl"
 BASELINES = ("dense", "dense_total", "ensemble", "ensemble_weighted")
 PLANTED = 0.05
+
+
+def labelled(label: str, workload: Workload) -> Case:
+    """The case of a label such as ``loop`` or ``loop [compile]``."""
+    impl = uncompiled(label)
+    mode = next(mode for mode, variant in VARIANTS.items() if label == impl + variant)
+    return Case(impl=impl, workload=workload, compile=mode)
 
 
 class Making:
@@ -81,7 +88,7 @@ class Making:
         qualified: Qualified | None = None,
         **fields: Any,
     ) -> CaseRecord:
-        case = Case(impl=impl, workload=workload)
+        case = labelled(impl, workload)
         ok = status is Status.OK
         return CaseRecord(
             environment_hash="e",
@@ -99,7 +106,7 @@ class Making:
     ) -> SamplesRecord:
         """Samples by the implementation's name."""
         arms = {
-            Case(impl=impl, workload=workload).id: Arm(latency_s=list(values), warmup_s=[1.0])
+            labelled(impl, workload).id: Arm(latency_s=list(values), warmup_s=[1.0])
             for impl, values in latencies_s.items()
         }
         known: dict[str, Any] = {

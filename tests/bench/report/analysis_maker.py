@@ -160,6 +160,7 @@ def _row(
     return {
         "case_id": stable_id([workload["workload_id"], impl]),
         "impl": name,
+        "compile": "none",
         **workload,
         "status": status,
         "reason": why,
