@@ -19,6 +19,7 @@ from fake_sweep import make_sweep
 from forked_servers import Orphans, fork_servers
 
 from bench.runner.progress import Silent
+from bench.runner.scratch import remove_stale
 from bench.runner.sweep import run_sweep
 from bench.store.log import Run, find_runs, read_run
 from bench.store.schema import CaseRecord, CeilingRecord, ControlRecord, EnergyRecord, NoteRecord, SamplesRecord, Status
@@ -101,6 +102,9 @@ def test_a_hundred_kills_lose_no_record_and_double_none(tmp_path: Path, monkeypa
         assert orphans.all_end()
         if kills >= NUM_KILLS:
             break
+    monkeypatch.setattr("bench.runner.scratch.STALE_AFTER_S", 0.0)
+    assert remove_stale(tmp_path), "killed runs leave their files"
+    assert not list(tmp_path.glob("moebench-scratch-*")), "and the next one deletes them"
     assert kills >= NUM_KILLS
     assert num_torn >= 10
     assert set(killed_after) == {"nothing", "note", "case", "ceiling", "control", "samples", "energy"}
