@@ -12,9 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from bench.errors import Exit, MoebenchError, RequestError
+from bench.options import AXES, Axes, ModelOptions
 from bench.plain_text import printable
 
 app = App(
@@ -25,9 +26,6 @@ app = App(
     default_parameter=Parameter(negative=(), show_default=False),
 )
 RESULTS = Path("results")
-AXES = Group("Overrides (a comma makes an axis)", sort_key=2)
-Axis = Annotated[str | None, Parameter(group=AXES)]
-MODEL = Group("A real model's layer", sort_key=1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,18 +63,9 @@ def run(
     source: str | None = None,
     /,
     *,
-    impl: Axis = None,
-    tokens: Axis = None,
-    dtype: Axis = None,
-    device: Axis = None,
-    direction: Axis = None,
-    routing: Axis = None,
-    threads: Axis = None,
-    compile_: Annotated[str | None, Parameter(name="--compile", group=AXES)] = None,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", group=AXES)] = (),
-    model: Annotated[str | None, Parameter(group=MODEL)] = None,
-    hf_config: Annotated[Path | None, Parameter(group=MODEL)] = None,
-    scale: Annotated[str | None, Parameter(group=MODEL)] = None,
+    impl: Annotated[str | None, Parameter(group=AXES)] = None,
+    axes: Axes | None = None,
+    layer: ModelOptions | None = None,
     budget: str | None = None,
     seed: str | None = None,
     results: Path = RESULTS,
@@ -90,17 +79,8 @@ def run(
     Args:
         source: A preset (`moebench list presets`) or a TOML file; `quick` by default.
         impl: Implementations: names, `all`, or path/to/file.py:ClassName.
-        tokens: Tokens in one call.
-        dtype: float32, bfloat16, float16, or fp32, bf16, fp16.
-        device: auto, cpu or cuda.
-        direction: forward or train.
-        routing: router, balanced, zipf:S, hot:P, or trace:FILE.npy with recorded expert ids.
-        threads: Threads of one operation on the CPU: a number, or `all`.
-        compile_: Modes of torch.compile: none, default, max-autotune.
-        set_: TABLE.KEY=VALUE[,VALUE] for any key of the sweep, as in layer.num_experts=8,64.
-        model: A real model's layer in place of the sweep's (`moebench list models`); --set still changes it.
-        hf_config: The same from a Hugging Face config.json, or the folder of a model.
-        scale: With either, a fraction such as 1/4 that divides its widths; experts and top-k stay.
+        axes: What the sweep varies.
+        layer: A real model's layer.
         budget: Time for the whole run, as in 90s, 5m or 1h.
         seed: Draws weights, tokens, routing and order.
         results: Folder in which runs are kept; results by default.
@@ -111,26 +91,12 @@ def run(
         quiet: Show no progress and no summary.
     """
     from bench.commands import run_command
-    from bench.models import select
-    from bench.overrides import overrides
 
-    shortcuts = {
-        "impl": impl,
-        "tokens": tokens,
-        "dtype": dtype,
-        "device": device,
-        "direction": direction,
-        "routing": routing,
-        "threads": threads,
-        "compile": compile_,
-        "seed": seed,
-        "budget": budget,
-        "profile": "true" if profile else None,
-    }
+    given = (axes or Axes()).overrides(impl=impl, seed=seed, budget=budget, profile="true" if profile else None)
     return run_command(
         source,
-        overrides(set_, shortcuts),
-        model=select(model, hf_config, scale),
+        given,
+        model=(layer or ModelOptions()).select(),
         results=results,
         resume=resume,
         dry_run=dry_run,
@@ -144,14 +110,8 @@ def profile_(
     /,
     source: str = "profile",
     *,
-    tokens: Axis = None,
-    dtype: Axis = None,
-    device: Axis = None,
-    direction: Axis = None,
-    routing: Axis = None,
-    threads: Axis = None,
-    compile_: Annotated[str | None, Parameter(name="--compile", group=AXES)] = None,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", group=AXES)] = (),
+    axes: Axes | None = None,
+    layer: ModelOptions | None = None,
     budget: str | None = None,
     operators: int = 8,
     results: Path = RESULTS,
@@ -162,35 +122,24 @@ def profile_(
     Args:
         impl: Implementations, as in loop,grouped: names, `all`, or path/to/file.py:ClassName.
         source: A preset or a TOML file; `profile` by default.
-        tokens: Tokens in one call.
-        dtype: float32, bfloat16, float16, or fp32, bf16, fp16.
-        device: auto, cpu or cuda.
-        direction: forward or train.
-        routing: router, balanced, zipf:S, hot:P, or trace:FILE.npy with recorded expert ids.
-        threads: Threads of one operation on the CPU: a number, or `all`.
-        compile_: Modes of torch.compile: none, default, max-autotune.
-        set_: TABLE.KEY=VALUE[,VALUE] for any key of the sweep, as in layer.num_experts=8,64.
+        axes: What the sweep varies.
+        layer: A real model's layer.
         budget: Time for the timing before it, as in 90s.
         operators: How many operators to print of each implementation.
         results: Folder in which runs are kept; results by default.
         quiet: Show no progress.
     """
-    from bench.overrides import overrides
     from bench.profile_command import profile_command
 
-    shortcuts = {
-        "impl": impl,
-        "tokens": tokens,
-        "dtype": dtype,
-        "device": device,
-        "direction": direction,
-        "routing": routing,
-        "threads": threads,
-        "compile": compile_,
-        "budget": budget,
-        "profile": "true",
-    }
-    return profile_command(source, overrides(set_, shortcuts), results=results, num_operators=operators, quiet=quiet)
+    given = (axes or Axes()).overrides(impl=impl, budget=budget, profile="true")
+    return profile_command(
+        source,
+        given,
+        model=(layer or ModelOptions()).select(),
+        results=results,
+        num_operators=operators,
+        quiet=quiet,
+    )
 
 
 @app.command
@@ -252,14 +201,8 @@ def compare(
     json: bool = False,
     markdown: bool = False,
     processes: int | None = None,
-    impl: Axis = None,
-    tokens: Axis = None,
-    dtype: Axis = None,
-    device: Axis = None,
-    direction: Axis = None,
-    routing: Axis = None,
-    threads: Axis = None,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", group=AXES)] = (),
+    impl: Annotated[str | None, Parameter(group=AXES)] = None,
+    axes: Axes | None = None,
     budget: str | None = None,
     seed: str | None = None,
     results: Path = RESULTS,
@@ -280,39 +223,22 @@ def compare(
         markdown: Print Markdown for a pull request.
         processes: With --interleave, pairs of processes; 12 by default.
         impl: With --interleave, as the following: as for `run`.
-        tokens: Tokens in one call.
-        dtype: float32, bfloat16, float16, or fp32, bf16, fp16.
-        device: auto, cpu or cuda.
-        direction: forward or train.
-        routing: router, balanced, zipf:S, hot:P, or trace:FILE.npy with recorded expert ids.
-        threads: Threads of one operation on the CPU: a number, or `all`.
-        set_: TABLE.KEY=VALUE[,VALUE] for any key of the sweep.
+        axes: What the sweep varies.
         budget: Time for the whole comparison, as in 90s, 5m or 1h.
         seed: Draws weights, tokens, routing and order.
         results: Folder in which runs are kept, and earlier runs looked for; results by default.
         quiet: Show no progress.
     """
     from bench.comparing.command import compare_command
-    from bench.overrides import overrides
 
     if json and markdown:
         raise RequestError("compare prints one format at a time: --json or --markdown")
-    shortcuts = {
-        "impl": impl,
-        "tokens": tokens,
-        "dtype": dtype,
-        "device": device,
-        "direction": direction,
-        "routing": routing,
-        "threads": threads,
-        "seed": seed,
-        "budget": budget,
-    }
+    given = (axes or Axes()).overrides(impl=impl, seed=seed, budget=budget)
     return compare_command(
         base,
         new,
         source,
-        overrides(set_, shortcuts),
+        given,
         interleave=interleave,
         processes=processes,
         fail_if=fail_if,

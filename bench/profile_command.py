@@ -10,6 +10,7 @@ from bench import units
 from bench.analysis.model import Analysis
 from bench.commands import exit_code
 from bench.config import load_sweep
+from bench.models import Selection
 from bench.errors import Exit
 from bench.runner.profiling import TRACES
 from bench.store.profiles import OperatorTime, Profile, StageTime
@@ -17,14 +18,20 @@ from bench.table import Table, workload_names
 
 
 def profile_command(
-    source: str, overrides: Mapping[str, object], *, results: Path, num_operators: int, quiet: bool
+    source: str,
+    overrides: Mapping[str, object],
+    *,
+    model: Selection | None,
+    results: Path,
+    num_operators: int,
+    quiet: bool,
 ) -> int:
     """Run ``source`` with profiles and print them; gives the exit code."""
     from bench.analysis import load
     from bench.console import data, failures, make_progress, print_table, talk
     from bench.runner.sweep import run_sweep
 
-    sweep = load_sweep(source, overrides)
+    sweep = load_sweep(source, overrides, model=model)
     for sentence in () if quiet else (*sweep.left_out, *sweep.notes):
         talk().print(sentence, markup=False)
     progress = make_progress(quiet)
