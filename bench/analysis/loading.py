@@ -13,6 +13,7 @@ import numpy as np
 
 from bench.analysis.comparisons import against, compare
 from bench.analysis.control import judge
+from bench.analysis.findings import gather
 from bench.analysis.frame import Timing, build_frame, percentiles
 from bench.analysis.limits import CaseLimit, find_limit
 from bench.analysis.model import Analysis
@@ -108,6 +109,7 @@ def analyse(info: RunInfo, records: Sequence[AnyRecord], faults: Sequence[str] =
             if record.qualified is not None and record.qualified.routing is not None
         },
         cache_bytes=dict(ceilings.cache_bytes),
+        findings=gather(cases.values()),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from bench.analysis.findings import Found
     from bench.analysis.limits import CaseLimit
     from bench.store.profiles import Profile
     from bench.store.schema import RoutingFacts, RunInfo
@@ -170,6 +171,7 @@ class Analysis:
         routings: by workload id, the routing that happened, where the workload is routed.
         cache_bytes: by ``(device, threads)``, what is known to fit the last-level cache.
         folder: where the run was read from; None where it came from no folder.
+        findings: known reasons why implementations are slow, as lint found them.
     """
 
     info: RunInfo
@@ -188,3 +190,4 @@ class Analysis:
     routings: Mapping[str, RoutingFacts] = field(default_factory=dict)
     cache_bytes: Mapping[tuple[str, int], int] = field(default_factory=dict)
     folder: Path | None = None
+    findings: Sequence[Found] = field(default_factory=tuple)

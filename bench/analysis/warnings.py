@@ -9,10 +9,11 @@ import pandas as pd
 
 from bench.analysis.carryover import carry_over
 from bench.analysis.comparisons import MIN_PROCESSES
+from bench.analysis.findings import gather
 from bench.analysis.frame import Timing
 from bench.analysis.model import Comparison, Control, Verdict
 from bench.plain_text import one_line
-from bench.store.schema import AnyRecord, CaseRecord, Finding, NoteRecord, RunInfo, SamplesRecord
+from bench.store.schema import AnyRecord, CaseRecord, NoteRecord, RunInfo, SamplesRecord
 from bench.units import percent
 
 MAX_STEAL = 0.02
@@ -142,16 +143,11 @@ def _disturbances(samples: Sequence[SamplesRecord]) -> Iterator[str]:
 
 def _findings(cases: Iterable[CaseRecord]) -> Iterator[str]:
     """What lint found, once for every implementation and rule, with the evidence of the largest of its cases."""
-    found: dict[tuple[str, str], list[tuple[int, Finding]]] = {}
-    for record in cases:
-        if record.qualified is not None and record.qualified.conduct is not None:
-            for finding in record.qualified.conduct.findings:
-                found.setdefault((record.case.label, finding.rule), []).append((record.qualified.flops, finding))
-    for (impl, rule), findings in found.items():
-        _, worst = max(findings, key=lambda one: one[0])
-        count = f"{len(findings)} cases, in the largest " if len(findings) > 1 else ""
+    for found in gather(cases):
+        worst = found.worst
+        count = f"{found.num_cases} cases, in the largest " if found.num_cases > 1 else ""
         advice = worst.fix[0].upper() + worst.fix[1:]
-        yield f"{impl} is slow for a known reason, {rule}: {count}{worst.evidence}. {advice}."
+        yield f"{found.impl} is slow for a known reason, {worst.rule}: {count}{worst.evidence}. {advice}."
 
 
 def _carried_over(frame: pd.DataFrame, samples: Sequence[SamplesRecord]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from bench.plain_text import one_line, printable
 from bench.report import words
+from bench.report.conduct import make_conduct
 from bench.report.figures.canvas import Picture
 from bench.report.figures.crossover import crossover_picture
 from bench.report.figures.exponents import exponents_picture
@@ -43,6 +44,7 @@ _CONTENTS = (
     ("choose", "Within limits"),
     ("limits", "Hardware & energy"),
     ("load", "Drops"),
+    ("conduct", "Conduct"),
     ("gaps", "Failures"),
     ("repeat", "Repeat"),
 )
@@ -186,6 +188,7 @@ def _run(view: View, pictures: Pictures, prefix: str) -> dict[str, Any]:
             for (what, device, dtype, threads), found in sorted(analysis.ceilings.items())
         ],
         "energy_reasons": sorted({reason for column, reason, _ in missing if column == "energy_j_per_token"}),
+        "conduct": make_conduct(view),
         "failures": failures(view),
         "gaps": missing,
         "command": _command(info.command),
