@@ -17,33 +17,39 @@ from markupsafe import Markup
 
 from bench.plain_text import one_line, printable
 from bench.report import words
+from bench.report.compiled import compiled_table
 from bench.report.conduct import make_conduct
 from bench.report.figures.canvas import Picture
 from bench.report.figures.crossover import crossover_picture
 from bench.report.figures.exponents import exponents_picture
 from bench.report.figures.lines import LATENCY, MANY_ROWS, THROUGHPUT, axis_picture, axis_title
+from bench.report.figures.loads import loads, loads_picture
 from bench.report.figures.memory import memory_parts_picture, memory_picture
 from bench.report.figures.roof import roof_picture
 from bench.report.figures.routing import routing_picture
 from bench.report.figures.strips import ceiling_picture, energy_picture, ratio_picture
 from bench.report.figures.tradeoff import TRADEOFFS, tradeoff_picture
 from bench.report.picker import make_picker
+from bench.report.profiles.section import ProfileSection, make_section
 from bench.report.side import side_by_side
+from bench.report.skew import skew_costs
 from bench.report.slices import shown_axes
 from bench.report.tables import Cell, Column, exponent_rows, failures, heat_table, row_table
 from bench.report.view import View, field_value, without_paths
 from bench.store.pytest_benchmark import NO_VERDICTS, SOURCE
-from bench.units import percent, rate
+from bench.units import latency, percent, rate
 
 MAX_PAGE_BYTES = 1_450_000
 MAX_PICTURES_BYTES = 950_000
+MAX_LOADS = 24
 _CONTENTS = (
     ("verdicts", "Verdicts"),
     ("speed", "Speed"),
     ("memory-section", "Memory"),
     ("choose", "Within limits"),
     ("limits", "Hardware & energy"),
-    ("load", "Drops"),
+    ("profiles", "Why"),
+    ("load", "Routing"),
     ("conduct", "Conduct"),
     ("gaps", "Failures"),
     ("repeat", "Repeat"),
@@ -75,13 +81,16 @@ class Pictures:
     ceiling: Picture | None
     energy: Picture | None
     routing: Picture | None
+    loads: Picture | None
+    profile: ProfileSection | None
     every: list[Picture] = field(init=False)
 
     def __post_init__(self) -> None:
         latency = [p for axis in self.axes for p in axis.pictures[:1]]
         throughput = [p for axis in self.axes for p in axis.pictures[1:]]
         others = [self.overview, self.crossover, *latency, self.memory, *self.tradeoffs, self.roofline, self.exponents]
-        others += [self.memory_parts, self.energy, self.ceiling, self.routing]
+        others += self.profile.pictures if self.profile is not None else []
+        others += [self.memory_parts, self.energy, self.ceiling, self.routing, self.loads]
         self.every = [picture for picture in (*others, *throughput) if picture is not None]
 
 
@@ -106,6 +115,8 @@ def draw(view: View, prefix: str) -> Pictures:
         ceiling=ceiling_picture(view, prefix),
         energy=energy_picture(view, prefix),
         routing=routing_picture(view, prefix),
+        loads=loads_picture(view, loads(view), prefix),
+        profile=make_section(view, prefix),
     )
 
 
@@ -129,6 +140,7 @@ def _fill(
     environment = Environment(
         loader=PackageLoader("bench.report", "assets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["seconds"] = latency
     environment.filters["safe_svg"] = Markup  # matplotlib escapes the text that it writes into an SVG
     numeric = [i for i, column in enumerate(columns, start=1) if column.numeric]  # they stand together
     frame_impls = [impl for view in views for impl in view.looks]
@@ -138,7 +150,9 @@ def _fill(
         title=f"{words.headline(views[0])} · moebench",
         css=Markup(_style_sheet()),  # noqa: S704 - our own file
         js=Markup(_asset("report.js")),  # noqa: S704 - our own file
-        contents=[(prefixes[0] + id_, text) for id_, text in _CONTENTS]
+        contents=[
+            (prefixes[0] + id_, text) for id_, text in _CONTENTS if id_ != "profiles" or pictures[0].profile is not None
+        ]
         + [(f"{prefix}verdicts", f"Run {i}") for i, prefix in enumerate(prefixes[1:], start=2)]
         + [("all-rows-section", "Every row")],
         side=side_by_side(views),
@@ -191,6 +205,9 @@ def _run(view: View, pictures: Pictures, prefix: str) -> dict[str, Any]:
         "conduct": make_conduct(view),
         "failures": failures(view),
         "gaps": missing,
+        "load_rows": loads(view)[:MAX_LOADS],
+        "skew": skew_costs(view),
+        "compiled": compiled_table(view),
         "command": _command(info.command),
         "in_samples": analysis.in_samples_fraction and percent(analysis.in_samples_fraction),
         "environment": [(one_line(name), without_paths(one_line(value))) for name, value in _flat(info.environment)],
@@ -209,6 +226,8 @@ def _run(view: View, pictures: Pictures, prefix: str) -> dict[str, Any]:
                 "ceiling",
                 "energy",
                 "routing",
+                "loads",
+                "profile",
             )
         },
     }

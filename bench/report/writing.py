@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +11,16 @@ import pandas as pd
 from bench.analysis.model import Analysis
 from bench.errors import RequestError, ResultsError
 from bench.report.page import draw, render
-from bench.report.view import make_view, short_names, without_paths
+from bench.report.profiles.export import profile_table
+from bench.report.profiles.section import ProfileSection
+from bench.report.view import View, make_view, short_names, without_paths
 from bench.table import csv_text
 
 
 def write_report(analyses: Sequence[Analysis], out: Path) -> Path:
     """Writes ``index.html``, ``data.csv``, and a ``.png`` and ``.svg`` for each picture into ``out``.
+
+    Where cases were profiled, ``profiles.csv`` has every number of it, and ``traces/`` copies of the traces.
 
     Several runs stand one after the other in the page and are never ranked against each other: they are samples of
     a machine at different times. The files of the second run begin with ``run2-``, and so on.
@@ -40,11 +45,29 @@ def write_report(analyses: Sequence[Analysis], out: Path) -> Path:
             (out / f"{picture.slug}.svg").write_text(picture.svg, encoding="utf-8")
             (out / f"{picture.slug}.png").write_bytes(picture.png)
         (out / "data.csv").write_text(csv_text(_data(shown)), encoding="utf-8")
+        _write_profiles([(view, found.profile) for view, found in zip(views, pictures, strict=True)], out)
         index = out / "index.html"
         index.write_text(page, encoding="utf-8")
     except OSError as error:
         raise ResultsError(f"cannot write the report to {out}: {error.strerror or error}") from error
     return index
+
+
+def _write_profiles(found: Sequence[tuple[View, ProfileSection | None]], out: Path) -> None:
+    """The numbers of all profiles, and the traces that the page links."""
+    sections = [(view, section) for view, section in found if section is not None]
+    if not sections:
+        return
+    tables = []
+    for view, section in sections:
+        table = profile_table(section.cases)
+        if len(found) > 1:
+            table.insert(0, "run_id", view.analysis.info.run_id)
+        tables.append(table)
+        for trace in section.files:
+            (out / trace.name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(trace.source, out / trace.name)
+    (out / "profiles.csv").write_text(csv_text(pd.concat(tables, ignore_index=True)), encoding="utf-8")
 
 
 def _data(analyses: Sequence[Analysis]) -> pd.DataFrame:

@@ -35,6 +35,7 @@ class Picture:
         slug: name of its files, and its place in the page.
         title: what it shows.
         caption: a plain sentence on how to read it.
+        advice: what to do about it; empty where the section's words say so.
         svg: the file's text; works on its own, in light and dark.
         png: the same at twice the size, on white.
     """
@@ -44,6 +45,7 @@ class Picture:
     caption: str
     svg: str
     png: bytes
+    advice: str = ""
 
     @property
     def inline_svg(self) -> str:
@@ -128,7 +130,7 @@ def fraction(axes: Axes, y: float) -> float:
     return (y - low) / (high - low)
 
 
-def finish(figure: Figure, slug: str, title: str, caption: str) -> Picture:
+def finish(figure: Figure, slug: str, title: str, caption: str, advice: str = "") -> Picture:
     """Draws the figure into its two formats; the same data gives the same bytes."""
     svg, png = io.StringIO(), io.BytesIO()
     with house_style(slug):
@@ -138,4 +140,4 @@ def finish(figure: Figure, slug: str, title: str, caption: str) -> Picture:
         figure.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
     text = svg.getvalue().replace("<defs>", f"{_inks()}\n<defs>", 1)
     text = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", re.sub(r"\s*\n\s*", "\n", text))
-    return Picture(slug, title, caption, text, png.getvalue())
+    return Picture(slug, title, caption, text, png.getvalue(), advice)

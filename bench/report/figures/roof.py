@@ -18,7 +18,7 @@ from bench.units import rate
 
 MAX_PANELS = 4
 MAX_WORKLOADS = 60
-_FLOP_UNITS = ((1e6, "MFLOP/s"), (1e9, "GFLOP/s"), (1e12, "TFLOP/s"))
+FLOP_UNITS = ((1e6, "MFLOP/s"), (1e9, "GFLOP/s"), (1e12, "TFLOP/s"))
 _MEMORIES = {"memory": "main memory", "cache": "last-level cache"}
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)))
 
@@ -39,7 +39,7 @@ def roof_picture(view: View, slug_prefix: str = "") -> Picture | None:
     ids = evenly([workload_id for workload_id in view.workloads if workload_id in known], MAX_WORKLOADS)
     rows = rows[rows["workload_id"].isin(ids)]
     peaks = [peak.value for (what, *_), peak in view.analysis.ceilings.items() if what == "matmul"]
-    size, unit = scale_for(peaks, _FLOP_UNITS)
+    size, unit = scale_for(peaks, FLOP_UNITS)
     bandwidths = [peak.value for (what, *_), peak in view.analysis.ceilings.items() if what != "matmul"]
     knees = [max(peaks) / bandwidth for bandwidth in bandwidths]
     intensity = rows["flops"] / rows["moved_bytes"]
@@ -49,7 +49,7 @@ def roof_picture(view: View, slug_prefix: str = "") -> Picture | None:
             # from left of the first knee, so that the slopes and the flat roof are both seen
             log_axis(panel, "x", [min(float(intensity.min()), *knees), float(intensity.max())], pad=2.5)
             log_axis(panel, "y", [float((rows["flops"] / rows["latency_s"]).min()) / size, max(peaks) / size], pad=1.6)
-            _roofs(panel, view, device, threads, size)
+            draw_roofs(panel, view, device, threads, size)
             _marks(panel, view, rows[(rows["device"] == device) & (rows["threads"] == threads)], size)
             panel.set_xlabel("useful operations a byte that must be moved, FLOP/B")
             if len(shown) > 1:
@@ -70,7 +70,7 @@ def roof_picture(view: View, slug_prefix: str = "") -> Picture | None:
     return finish(figure, f"{slug_prefix}roofline", title, caption)
 
 
-def _roofs(panel: Axes, view: View, device: str, threads: int, size: float) -> None:
+def draw_roofs(panel: Axes, view: View, device: str, threads: int, size: float) -> None:
     """The flat roof of each number format, and the slopes of the memories up to the highest roof."""
     ceilings = {
         (what, dtype): peak
