@@ -23,9 +23,11 @@ from bench.analysis.comparisons import MIN_PROCESSES
 from bench.analysis.control import judge
 from bench.analysis.model import Control
 from bench.analysis.statistics import deviation_interval, paired_units, smallest_effect
+from bench.environment import usable_cores
 from bench.errors import RequestError, RunInterruptedError
 from bench.measure.disturbance import PROC, steal_s
 from bench.runner import schedule
+from bench.runner.fleet import Fleet
 from bench.runner.interrupt import Interrupt, Interrupted
 from bench.runner.progress import Progress
 from bench.runner.protocol import ControlJob
@@ -127,8 +129,8 @@ def run_self_test(
     start_s, stolen_s = time.monotonic(), steal_s(proc)
     records: list[ControlRecord] = []
     warnings: list[str] = []
-    overheads = schedule.Overheads()
-    with _stoppable() as interrupt:
+    overheads, starting_s = schedule.Overheads(), 0.0
+    with _stoppable() as interrupt, Fleet(lambda: ForkServer(interrupt, jobs), usable_cores()) as fleet:
         for replicate in range(PROCESSES):
             left_s = budget_s - (time.monotonic() - start_s)
             share_s = left_s / (PROCESSES - replicate) - overheads.start_s - overheads.job("")
@@ -143,10 +145,10 @@ def run_self_test(
                 order_seed=random.Random(f"{seed}/{replicate}").getrandbits(31),
                 time_budget_s=max(share_s, schedule.MIN_CONTROL_S),
             )
-            with ForkServer(interrupt, jobs) as server:
-                began_s = time.monotonic()
-                server.start()
+            began_s = time.monotonic()
+            with fleet.take(PROCESSES - replicate) as server:
                 overheads.saw_start(time.monotonic() - began_s)
+                starting_s += time.monotonic() - began_s
                 began_s = time.monotonic()
                 answer = server.execute(job, TIMEOUT_S + job.time_budget_s)
                 wall_s = time.monotonic() - began_s
@@ -174,7 +176,7 @@ def run_self_test(
         wall_s=wall_s,
         steal_share=_steal_share(stolen_s, steal_s(proc), wall_s),
         control=judge(records),
-        outlook=foresee(records, overheads.start_s),
+        outlook=foresee(records, starting_s / max(1, len(records) + len(warnings))),
         warnings=warnings,
     )
 

@@ -85,9 +85,12 @@ def markdown(table: Table) -> str:
 
 def csv_text(frame: pd.DataFrame) -> str:
     """The frame as comma-separated values, which neither a terminal nor a spreadsheet takes for commands."""
-    safe = frame.copy()
+    safe = frame.copy(deep=False)
     for column in safe.select_dtypes(exclude="number"):
-        safe[column] = [cell(value) if isinstance(value, str) else value for value in safe[column]]
+        texts = (value for value in safe[column].unique() if isinstance(value, str))
+        changed = {text: shown for text in texts if (shown := cell(text)) != text}
+        if changed:
+            safe[column] = [changed.get(value, value) for value in safe[column]]
     return safe.to_csv(index=False)
 
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
@@ -163,9 +164,9 @@ class View:
         label = without_paths(self.analysis.info.label)
         return " · ".join(filter(None, [label, words]))
 
-    @property
+    @cached_property
     def timed(self) -> pd.DataFrame:
-        """Rows that have a latency."""
+        """Rows that have a latency; they are many and often asked for, and nobody may change them."""
         return self.frame[self.frame["latency_s"].notna()]
 
     def ratio(self, workload_id: str, impl: str, base: str) -> Estimate | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from bench.analysis.loading import in_samples_fraction
 from bench.analysis.model import Verdict
 from bench.analysis.pareto import front
 from bench.analysis.roofline import Ceilings
+from bench.config import load_sweep
+from bench.console import data, print_summary
 from bench.errors import ResultsError
 from bench.store.log import append, create_run
 from bench.store.schema import AnyRecord, Disturbance, EnergyRecord, RoutingFacts, Status
@@ -156,6 +159,30 @@ def test_an_unfinished_run_loads_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert len(analysis.frame) == 3
     assert any("cut short" in warning for warning in analysis.warnings)
     assert any("--resume 20260101-000000-test" in warning for warning in analysis.warnings)
+
+
+def test_cases_that_the_run_did_not_reach_are_rows_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = load_sweep("smoke", {"workload.device": "cpu", "workload.impls": ["loop", "grouped"]})
+    info = making.info.model_copy(update={"config": json.loads(json.dumps(sweep.given)), "source": "smoke"})
+    reached, *others = sweep.cases
+    records: list[AnyRecord] = [
+        making.note("started", 0.0),
+        making.case(reached.impl, reached.workload),
+        making.note("budget_spent", 5.0),
+    ]
+    analysis = analyse(info, records)
+    rows = analysis.frame.set_index("case_id")
+    assert set(rows.index) == {case.id for case in sweep.cases}
+    assert rows.loc[reached.id, "status"] == "ok"
+    lacking = rows.drop(reached.id)
+    assert set(lacking["status"]) == {"not_run"}
+    assert lacking["reason"].str.contains(f"moebench run --resume {info.run_id}", regex=False).all()
+    assert lacking["latency_s"].isna().all()
+    print_summary(data(), analysis, Path("run"))
+    assert f"{len(others)} rows not_run (grouped, loop): the run ended before its turn" in capsys.readouterr().out
+    elsewhere = info.model_copy(update={"config": {**info.config, "workload": {"impls": ["nobody.py:Here"]}}})
+    assert len(analyse(elsewhere, records).frame) == 1, "what cannot be known here is not guessed"
+    assert len(analyse(info, [*records, making.note("finished", 6.0)]).frame) == 1
 
 
 def test_a_failed_control_withholds_every_verdict() -> None:

@@ -22,10 +22,12 @@ from bench.runner.protocol import (
     EnergyJob,
     Job,
     MaterialiseJob,
+    ProfileJob,
     QualifyJob,
     TimeJob,
     TruthJob,
 )
+from bench.store.profiles import Profile
 from bench.store.schema import Arm, EnergyReading, Qualified, Status
 
 SECONDS_A_ROUND = 1e-4
@@ -55,10 +57,16 @@ def perform(job: Job, announce: Callable[[Announce], None]) -> Answer:
             return Answer(arms={name: arm(offset) for offset, name in enumerate(("base", "twin", "slowed"))})
         case CeilingJob():
             return Answer(per_s=[1e9], working_set_bytes=1024)
+        case ProfileJob():
+            announce(Announce(case_id=job.case.id, what="profile"))
+            misbehave(job.case.impl, "profile")
+            return Answer(profile=PROFILE)
         case EnergyJob():
             return Answer(energy=EnergyReading(reason="not_supported: this machine has no meter"))
+    raise ValueError(f"there is no fake of a {job.job} job")
 
 
+PROFILE = Profile(calls=1, plain_s=1e-3, whole_s=2e-3, stages=[], experts=[], operators=[])
 QUALIFIED = Qualified(
     relative_error=0.0,
     worst_tensor="output",
