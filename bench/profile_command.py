@@ -10,8 +10,8 @@ from bench import units
 from bench.analysis.model import Analysis
 from bench.commands import exit_code
 from bench.config import load_sweep
-from bench.models import Selection
 from bench.errors import Exit
+from bench.models import Selection
 from bench.runner.profiling import TRACES
 from bench.store.profiles import OperatorTime, Profile, StageTime
 from bench.table import Table, workload_names
