@@ -33,42 +33,45 @@ def judge(records: Sequence[ControlRecord]) -> Control:
     planted = float(np.median([record.planted_slowdown for record in records]))
     if twin_units.size < 2:
         return Control(False, None, None, planted, None, "The control ran in one process only: no verdict is given.")
-    twin, slowed = _estimate(twin_units), _estimate(slowed_units)
+    twin, slowed = estimate(twin_units), estimate(slowed_units)
     faults = []
     twin_change, slowed_change = signed_percent(twin.value - 1), signed_percent(slowed.value - 1)
-    if _twins_differ(twin_units):
+    if twins_differ(twin_units):
         faults.append(
-            f"identical code differed by {twin_change} (95 % interval {_interval(twin)}), so something else"
+            f"identical code differed by {twin_change} (95 % interval {interval(twin)}), so something else"
             " than the code decides here; close other programs and run again"
         )
     if slowed.low <= 1:
         faults.append(
             f"a planted slowdown of {percent(planted)} was not found (measured {slowed_change}, 95 % interval"
-            f" {_interval(slowed)}); measure in more processes or on a quieter machine"
+            f" {interval(slowed)}); measure in more processes or on a quieter machine"
         )
     noise_floor = (twin.high - twin.low) / 2
     if faults:
         sentence = f"The control failed, so no verdict is given: {'; and '.join(faults)}."
     else:
         sentence = (
-            f"The control passed: identical code differed by {twin_change} (95 % interval {_interval(twin)}),"
-            f" and a planted slowdown of {percent(planted)} was measured as {slowed_change} ({_interval(slowed)})."
+            f"The control passed: identical code differed by {twin_change} (95 % interval {interval(twin)}),"
+            f" and a planted slowdown of {percent(planted)} was measured as {slowed_change} ({interval(slowed)})."
             f" Differences below about {percent(noise_floor)} cannot be seen in this run."
         )
     return Control(not faults, twin, slowed, planted, noise_floor, sentence)
 
 
-def _twins_differ(units: Floats) -> bool:
+def twins_differ(units: Floats) -> bool:
+    """Whether log-ratios of identical code, one a process, say that something else than the code decides."""
     spread = Spread.of([units])
     mean = abs(float(spread.mean[0]))
     return mean > BAND and mean > float(spread.half_width(TWIN_LEVEL)[0])
 
 
-def _estimate(units: Floats) -> Estimate:
+def estimate(units: Floats) -> Estimate:
+    """The ratio with its 95 % interval."""
     spread = Spread.of([units])
     mean, half_width = float(spread.mean[0]), float(spread.half_width(LEVEL)[0])
     return Estimate(math.exp(mean), math.exp(mean - half_width), math.exp(mean + half_width))
 
 
-def _interval(ratio: Estimate) -> str:
+def interval(ratio: Estimate) -> str:
+    """The interval of a ratio as percentages, for a sentence."""
     return f"{signed_percent(ratio.low - 1)} to {signed_percent(ratio.high - 1)}"

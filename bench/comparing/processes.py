@@ -21,7 +21,7 @@ from bench.environment import without_folders
 from bench.runner.channel import Channel, ChannelError
 from bench.runner.conversation import how_it_ended
 from bench.runner.interrupt import Interrupt
-from bench.runner.servers import count_oom_kills
+from bench.runner.servers import START_TIMEOUT_S, count_oom_kills
 from bench.store.schema import Status
 
 MAX_LINE_BYTES = 1024 * 1024
@@ -51,7 +51,7 @@ class VersionProcess:
         version: which.
         log: file that takes what it prints.
         interrupt: ends every wait when the user wants to stop.
-        timeout_s: an answer that takes longer is a failure.
+        timeout_s: an answer that takes longer is a failure; what the start takes, importing torch, does not count.
     """
 
     def __init__(self, version: Version, log: Path, interrupt: Interrupt, timeout_s: float) -> None:
@@ -59,6 +59,7 @@ class VersionProcess:
         self._log = log
         self._interrupt = interrupt
         self._timeout_s = timeout_s
+        self._ready = False
         self._oom_kills = count_oom_kills()
         ours, theirs = socket.socketpair()
         ours.settimeout(EXIT_TIMEOUT_S)
@@ -91,9 +92,12 @@ class VersionProcess:
             VersionFailedError: it answered with a failure, died, said nonsense, or took too long.
             Interrupted: the user wants to stop.
         """
+        if not self._ready:
+            self._listen("start", START_TIMEOUT_S)
+            self._ready = True
         with contextlib.suppress(OSError):  # one that is dead by now is found out by listening
             self._channel.socket.sendall(json.dumps({"do": do, **arguments}).encode() + b"\n")
-        line = self._listen(do)
+        line = self._listen(do, self._timeout_s)
         try:
             answer = json.loads(line)
         except (ValueError, RecursionError):
@@ -105,6 +109,12 @@ class VersionProcess:
             raise VersionFailedError(Status(answer["status"]), reason, dead=False)
         return answer
 
+    def require_unchanged(self) -> None:
+        """Raise :class:`VersionFailedError` where the version has written to the weights or tokens it was given."""
+        if changed := self.ask("changed")["names"]:
+            reason = f"it changed {changed} in place, which all implementations of the workload share"
+            raise VersionFailedError(Status.WRONG_RESULT, without_folders(str(reason)), dead=False)
+
     def close(self) -> None:
         """End the process and whatever it started."""
         self._channel.close()
@@ -112,8 +122,8 @@ class VersionProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _listen(self, do: str) -> bytes:
-        deadline_s = time.monotonic() + self._timeout_s
+    def _listen(self, do: str, timeout_s: float) -> bytes:
+        deadline_s = time.monotonic() + timeout_s
         poller = select.poll()
         for source in (self._interrupt, self._channel):
             poller.register(source, select.POLLIN)
@@ -126,7 +136,9 @@ class VersionProcess:
             if self._channel.closed_by_peer:
                 raise self._ended()
             if (left_s := deadline_s - time.monotonic()) <= 0:
-                reason = f"no answer for {self._timeout_s:g} s to: {do}; [measure] timeout raises the limit"
+                reason = f"no answer for {timeout_s:g} s to: {do}"
+                if self._ready:
+                    reason += "; [measure] timeout raises the limit"
                 raise self._dead(Status.TIMEOUT, reason)
             ready = {descriptor for descriptor, _ in poller.poll(left_s * 1000)}
             self._interrupt.check()

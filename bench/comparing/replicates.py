@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from bench.analysis.comparisons import MIN_PROCESSES, more_processes
+from bench.analysis.control import estimate, interval, twins_differ
 from bench.analysis.model import Verdict
 from bench.analysis.statistics import Spread
 from bench.cases import Case
@@ -16,6 +18,7 @@ from bench.comparing.model import CaseComparison, Change, Comparison, Metric
 from bench.comparing.two_runs import accuracy_change
 from bench.comparing.versions import Version
 from bench.store.schema import Status
+from bench.units import signed_percent
 
 OPEN = "the interval contains 1 and reaches outside the band of ±1 %"
 NOT_MEASURED = "not measured while versions are interleaved"
@@ -32,6 +35,7 @@ class Row:
         difference: norm of the difference of the outputs over the norm of BASE's; None where one has none.
         units: median log(NEW / BASE), one a replicate.
         medians: median latency in seconds of each version, one a replicate.
+        rough_s: about what a call of BASE takes.
     """
 
     case: Case
@@ -41,6 +45,7 @@ class Row:
     difference: float | None = None
     units: list[float] = field(default_factory=list)
     medians: list[list[float]] = field(default_factory=lambda: [[], []])
+    rough_s: float = math.inf
 
     @property
     def ok(self) -> bool:
@@ -52,8 +57,30 @@ class Row:
         self.status[side], self.reason[side] = status, reason
 
 
-def conclude(versions: Sequence[Version], rows: Sequence[Row], caveats: Sequence[str]) -> Comparison:
-    """The comparison of BASE and NEW, corrected over all cases that were timed."""
+def judge_twin(units: Sequence[float]) -> tuple[str, str]:
+    """What BASE against its own twin says, in a sentence, and why verdicts are withheld; empty where they are not.
+
+    Judged as the twins of a run's self-test are; ``units`` are log(twin / BASE), one a replicate.
+    """
+    if len(units) < 2:
+        return "", ""
+    found = np.array(units)
+    ratio = estimate(found)
+    seen = f"{signed_percent(ratio.value - 1)} (95 % interval {interval(ratio)})"
+    if twins_differ(found):
+        withheld = "the control failed"
+        return (
+            f"The control failed, so no latency has a verdict: BASE against a twin of itself differed by {seen}, so "
+            "something else than the code decides here; close other programs and compare again."
+        ), withheld
+    return f"Control: BASE against a twin of itself, in the same rounds of the shortest case, differed by {seen}.", ""
+
+
+def conclude(
+    versions: Sequence[Version], rows: Sequence[Row], control: Sequence[float], caveats: Sequence[str]
+) -> Comparison:
+    """The comparison of BASE and NEW, corrected over all cases that were timed; withheld where the control failed."""
+    said, withheld = judge_twin(control)
     timed = [row for row in rows if row.ok and row.units]
     spread = Spread.of([np.array(row.units) for row in timed])
     decisions = decide(
@@ -61,7 +88,7 @@ def conclude(versions: Sequence[Version], rows: Sequence[Row], caveats: Sequence
             spread.mean,
             spread.deviation / np.sqrt(spread.count),
             np.maximum(spread.count - 1, 1),
-            spread.count >= MIN_PROCESSES,
+            (spread.count >= MIN_PROCESSES) & (not withheld),
         )
     )
     needed = more_processes(spread, decisions[0].level) if decisions else []
@@ -69,9 +96,9 @@ def conclude(versions: Sequence[Version], rows: Sequence[Row], caveats: Sequence
     cases = []
     for row in rows:
         decision, more = found.get(row.case.id, (None, None))
-        cases.append(_case(row, _label(row.case, versions), decision, more))
+        cases.append(_case(row, _label(row.case, versions), decision, more, withheld))
     differences = [row.difference for row in rows if row.difference is not None]
-    sentences = list(caveats)
+    sentences = [*([said] if said else []), *caveats]
     if differences:
         far = max(differences)
         sentences.append(
@@ -81,7 +108,7 @@ def conclude(versions: Sequence[Version], rows: Sequence[Row], caveats: Sequence
     return Comparison(versions[0].label, versions[1].label, interleaved=True, cases=cases, caveats=sentences)
 
 
-def _case(row: Row, label: Case, decision: Decision | None, more: int | None) -> CaseComparison:
+def _case(row: Row, label: Case, decision: Decision | None, more: int | None, withheld: str) -> CaseComparison:
     num = len(row.units)
     changes: dict[Metric, Change] = {"memory": Change(reason=NOT_MEASURED), "energy": Change(reason=NOT_MEASURED)}
     if row.error[0] is not None and row.error[1] is not None:
@@ -89,7 +116,7 @@ def _case(row: Row, label: Case, decision: Decision | None, more: int | None) ->
     undecided = decision is not None and decision.verdict is Verdict.INCONCLUSIVE
     if decision is not None:
         few = f"{num} pair{'s' * (num != 1)} of processes, and a verdict needs {MIN_PROCESSES}"
-        reason = (few if num < MIN_PROCESSES else OPEN) if undecided else ""
+        reason = (withheld or (few if num < MIN_PROCESSES else OPEN)) if undecided else ""
         base_s, new_s = (float(np.median(found)) for found in row.medians)
         changes["latency"] = Change(base_s, new_s, decision.ratio, decision.verdict.value, reason)
     elif row.ok:
@@ -105,7 +132,7 @@ def _case(row: Row, label: Case, decision: Decision | None, more: int | None) ->
         num_processes_new=num,
         p_value=decision.p_value if decision else None,
         negligible=decision is not None and decision.negligible,
-        more_processes=more if undecided else None,
+        more_processes=more if undecided and not withheld else None,
     )
 
 

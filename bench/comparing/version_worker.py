@@ -54,7 +54,7 @@ class Worker:
         from impls import LayerSpec, build
         from impls.weights import Weights
 
-        self._closed()
+        self._let_go()
         torch.set_num_threads(threads)
         unknown = sorted(set(layer) - {field.name for field in dataclasses.fields(LayerSpec)})
         if unknown:
@@ -72,7 +72,7 @@ class Worker:
             direction="train" if direction == "train" else "forward",
             weights=weights,
         )
-        self.train = direction == "train"
+        self.folder, self.train = Path(folder), direction == "train"
         self.layer, self.weights = built, weights
         self.x_TD = tensors["tokens"].requires_grad_(self.train)
         self.gradient_TD = tensors.get("output_gradient")
@@ -81,20 +81,24 @@ class Worker:
         self.call = self._step if self.train else self._forward
         return {"semantics": built.semantics, "exact": built.exact, "tolerance": getattr(built, "tolerance", None)}
 
-    def result(self, *, folder: str, truth: str, into: str) -> dict[str, Any]:
-        """Store the output, and in training the gradients, under the expert ids that the truth was computed for."""
+    def result(self, *, truth: str, into: str) -> dict[str, Any]:
+        """Store the output, in training the gradients, and the layer's own routing.
+
+        They are computed under the decisions that the truth was computed for, where both chose the same experts or had
+        equal scores to choose from; which of equal scores is taken is nobody's contract.
+        """
         import torch
 
-        stored = _stored(Path(folder), truth)
+        stored, found = _stored(self.folder, truth), {}
         tokens_n, given = stored["tokens"].to(self.device), self.routing
-        if given is None and getattr(self.layer, "routes", True):
-            ids_TK = stored["expert_ids"].to(self.device)
-            with torch.no_grad():
-                if not torch.equal(self.layer.route(self.x_TD).expert_ids, ids_TK):
-                    given = self._routing(ids_TK)  # equal scores fell the other way
+        if getattr(self.layer, "routes", True):
+            own = self._routing(None) if given is None else given
+            found = {"routing.expert_ids": own.expert_ids, "routing.kept": own.kept}
+            if given is None:
+                given = self._decided(own, stored["expert_ids"].to(self.device), stored.get("kept"))
         with torch.inference_mode(not self.train):
             output_TD = self.layer(self.x_TD, routing=given)
-        found = {"output": output_TD}
+        found["output"] = output_TD
         if self.train:
             assert self.gradient_TD is not None
             gradient_TD = torch.zeros_like(self.gradient_TD)
@@ -105,6 +109,23 @@ class Worker:
         torch.save({name: tensor.detach().cpu().clone() for name, tensor in found.items()}, into)
         self._drop_gradients()
         return {}
+
+    def changed(self) -> dict[str, Any]:
+        """Names of the shared tensors that differ from what was stored, bit by bit; empty while all is as it was."""
+        import torch
+
+        now = {f"weights.{name}": weight for name, weight in self.weights.named_parameters()} | {"tokens": self.x_TD}
+        if self.gradient_TD is not None:
+            now["output_gradient"] = self.gradient_TD
+        names = []
+        with torch.no_grad():
+            for name, tensor in _stored(self.folder).items():
+                if name in now:
+                    # integers of the same width: equal bits, whatever they mean (NaN included)
+                    bits = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
+                    if not torch.equal(now[name].view(bits), tensor.to(self.device).view(bits)):
+                        names.append(name)
+        return {"names": ", ".join(names)}
 
     def calls(self) -> dict[str, Any]:
         """How many calls make a sample that is long against the clock; the calls warm the layer up."""
@@ -145,6 +166,19 @@ class Worker:
         with torch.no_grad():
             return self.layer.route(self.x_TD, expert_ids)
 
+    def _decided(self, own: Any, ids_TK: Any, kept_TK: Any) -> Any:
+        """The routing that the truth was computed for; None where it is the layer's own."""
+        import torch
+
+        same = torch.equal(own.expert_ids, ids_TK)
+        if kept_TK is None:
+            return None if same else self._routing(ids_TK)
+        if same and torch.equal(own.kept.cpu(), kept_TK.bool()):
+            return None
+        from impls.routing import with_kept  # every version with such a router has it
+
+        return with_kept(dataclasses.replace(own, expert_ids=ids_TK), kept_TK.bool())
+
     def _timed(self) -> float:
         import torch
 
@@ -176,7 +210,7 @@ class Worker:
         else:
             self._flushed.sum()  # reading, because large writes may bypass a processor's caches
 
-    def _closed(self) -> None:
+    def _let_go(self) -> None:
         """Let go of the layer before, so that only one is ever held."""
         vars(self).clear()
         gc.collect()
@@ -222,6 +256,7 @@ def _answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
     methods: dict[str, Callable[..., dict[str, Any]]] = {
         "open": worker.open,
         "result": worker.result,
+        "changed": worker.changed,
         "calls": worker.calls,
         "sample": worker.sample,
     }
@@ -243,6 +278,8 @@ def main() -> int:
     channel.set_inheritable(False)
     if arguments.path:
         sys.path.insert(0, arguments.path)
+    import torch  # noqa: F401 - what takes long belongs to the start
+
     import impls
 
     found = Path(impls.__file__).resolve()
@@ -253,6 +290,8 @@ def main() -> int:
     # no collection within a sample; what a layer leaves in cycles is collected when the next one is opened
     gc.disable()
     with channel, channel.makefile("rwb") as lines:
+        lines.write(b"{}\n")  # ready
+        lines.flush()
         for line in lines:
             lines.write(json.dumps(_answer(worker, json.loads(line))).encode() + b"\n")
             lines.flush()

@@ -123,6 +123,7 @@ def _git(*arguments: str) -> bytes:
         done = subprocess.run(
             ["git", *arguments],  # noqa: S607 - the user's own git
             capture_output=True, timeout=GIT_TIMEOUT_S, check=False,
+            start_new_session=True,  # Ctrl-C in the terminal is for the harness, which then decides
         )  # fmt: skip
     except FileNotFoundError:
         raise RequestError(f"git is not installed; expected {KINDS}") from None

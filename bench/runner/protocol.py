@@ -137,8 +137,43 @@ class ConformJob(_Message):
     file: str
 
 
+class VersionResult(_Message):
+    """Where one version of the layers stored its result, and what it says of its own exactness."""
+
+    file: str
+    semantics: str
+    exact: bool
+    tolerance: float | None = None
+
+
+class RefereeJob(_Message):
+    """Check the results that one or two versions of a layer stored (after MaterialiseJob and TruthJob).
+
+    Attributes:
+        workload: what they computed.
+        folder: the workload's files.
+        results: what they returned.
+        file: where the findings go.
+    """
+
+    job: Literal["referee"] = "referee"
+    workload: Workload
+    folder: str
+    results: list[VersionResult]
+    file: str
+
+
 Job = Annotated[
-    MaterialiseJob | TruthJob | QualifyJob | TimeJob | ControlJob | CeilingJob | EnergyJob | ProfileJob | ConformJob,
+    MaterialiseJob
+    | TruthJob
+    | QualifyJob
+    | TimeJob
+    | ControlJob
+    | CeilingJob
+    | EnergyJob
+    | ProfileJob
+    | ConformJob
+    | RefereeJob,
     Field(discriminator="job"),
 ]
 job_adapter: TypeAdapter[Job] = TypeAdapter(Job)

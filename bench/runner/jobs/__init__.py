@@ -15,6 +15,7 @@ from bench.runner.jobs.failures import failed
 from bench.runner.jobs.materialise import materialise
 from bench.runner.jobs.profile import profile_case
 from bench.runner.jobs.qualify import qualify
+from bench.runner.jobs.referee import judge_results
 from bench.runner.jobs.rounds import time_cases
 from bench.runner.jobs.truth import compute_truth
 from bench.runner.protocol import (
@@ -28,6 +29,7 @@ from bench.runner.protocol import (
     MaterialiseJob,
     ProfileJob,
     QualifyJob,
+    RefereeJob,
     TimeJob,
     TruthJob,
 )
@@ -65,5 +67,7 @@ def perform(job: Job, announce: Callable[[Announce], None]) -> Answer:
                 return measure_energy_job(job, announce)
             case ProfileJob():
                 return profile_case(job, announce)
+            case RefereeJob():
+                return judge_results(job, announce)
     except Exception as error:  # noqa: BLE001 - implementations are foreign code: what they raise is the row's reason
         return failed(error)

@@ -12,7 +12,7 @@ from run_maker import noise_units
 from scipy import stats
 
 from bench.analysis.comparisons import more_processes, verdict_of
-from bench.analysis.control import _twins_differ
+from bench.analysis.control import twins_differ
 from bench.analysis.model import Verdict
 from bench.analysis.statistics import ERROR_RATE, Spread, false_coverage_level, smallest_effect
 from bench.runner import schedule
@@ -71,7 +71,7 @@ def test_a_planted_slowdown_is_found(slowdown: float, num_processes: int, power:
 
 def test_the_control_accuses_identical_code_less_than_once_in_a_thousand_runs() -> None:
     trials = draw(3000, 6, seed=5)
-    assert sum(_twins_differ(units) for units in trials) <= 3
+    assert sum(twins_differ(units) for units in trials) <= 3
 
 
 def test_intervals_cover_the_truth_under_drift_correlation_and_nesting() -> None:

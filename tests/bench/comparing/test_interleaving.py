@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import subprocess
+import sys
 import tempfile
+import time
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from comparing_maker import workload
 
+import impls
+from bench.cases import Case
 from bench.cli import main
-from bench.comparing.versions import open_version
+from bench.comparing import interleaved
+from bench.comparing.replicates import Row, conclude
+from bench.comparing.versions import Version, open_version
 from bench.errors import RequestError
+from bench.runner import scratch
 
 LAYER = """
 import os
@@ -29,16 +42,20 @@ class Mine(MoELayer):
             y_TD = y_TD.index_add(0, token, y * routing.weights[token, choice, None].to(y.dtype))
         return y_TD
 """
-TINY = (
-    "smoke", "--quiet", "--processes", "2", "--budget", "1s", "--device", "cpu", "--threads", "1", "--tokens", "16,32",
-    "--set", "layer.num_experts=4", "--set", "layer.top_k=2", "--set", "layer.capacity_factor=none", "--json",
-)  # fmt: skip
+
+
+def tiny(tokens: str = "16,32", threads: int = 1, budget: str = "30s") -> tuple[str, ...]:
+    """Options of a comparison that takes seconds."""
+    layer = ("--set", "layer.num_experts=4", "--set", "layer.top_k=2", "--set", "layer.capacity_factor=none")
+    machine = ("--device", "cpu", "--threads", str(threads), "--tokens", tokens, "--budget", budget)
+    return "smoke", "--quiet", "--json", "--processes", "2", *machine, *layer
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(interleaved, "MAX_ROUNDS", 3)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "a.py").write_text(LAYER)
     return tmp_path
@@ -48,32 +65,170 @@ def test_a_file_and_its_copy_are_both_right_and_get_no_verdict_from_two_pairs(
     in_a_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (in_a_folder / "b.py").write_text(LAYER)
-    assert main(["compare", "--interleave", "a.py", "b.py:Mine", *TINY, "--fail-if", "latency > 0%"]) == 0
+    assert main(["compare", "--interleave", "a.py", "b.py:Mine", *tiny(), "--fail-if", "latency > 0%"]) == 0
     printed = capsys.readouterr()
     objects = json.loads(printed.out)
     assert [found["num_tokens"] for found in objects] == [16, 32]
     for found in objects:
         assert (found["status_base"], found["status_new"], found["verdict"]) == ("ok", "ok", "inconclusive")
-        assert found["num_processes_new"] >= 1
+        assert found["num_processes_new"] == 2
         assert found["latency_s_base"] > 0
         assert found["accuracy_verdict"] == "same"
         assert "a verdict needs 6" in found["reason"]
     assert "equal to the bit in 2 of 2 cases" in printed.err
+    assert "Control: BASE against a twin of itself" in printed.err
     assert list((in_a_folder / "scratch").iterdir()) == []
 
 
-@pytest.mark.parametrize(("does", "code"), [("return 2 * y_TD", 4), ("os._exit(7)", 3), ("raise KeyError(1)", 3)])
+@pytest.mark.parametrize(
+    ("does", "code", "reason"),
+    [
+        ("return 2 * y_TD", 4, "was ok, is wrong_result: "),
+        (
+            "self.weights.down_proj.data[0, 0, 0] += 1",
+            4,
+            "was ok, is wrong_result: it changed weights.down_proj in pla",
+        ),
+        ("os._exit(7)", 3, "was ok, is crashed: "),
+        ("raise KeyError(1)", 3, "was ok, is error: KeyError: 1 (b.py:"),
+        ("__import__('time').sleep(60)", 3, "was ok, is timeout: no answer for 3 s to: result; [measure] timeout"),
+    ],
+)
 def test_a_version_that_fails_costs_its_cases_with_the_reason(
-    in_a_folder: Path, capsys: pytest.CaptureFixture[str], does: str, code: int
+    in_a_folder: Path, capsys: pytest.CaptureFixture[str], does: str, code: int, reason: str
 ) -> None:
     end = f"if x_TD.shape[0] == 32:\n            {does}\n        return y_TD"
     (in_a_folder / "b.py").write_text(LAYER.replace("return y_TD", end))
-    assert main(["compare", "--interleave", "a.py", "b.py", *TINY, "--fail-if", "latency > 5%"]) == code
+    assert (
+        main(
+            [
+                "compare",
+                "--interleave",
+                "a.py",
+                "b.py",
+                *tiny(),
+                "--set",
+                "measure.timeout=3s",
+                "--fail-if",
+                "latency > 5%",
+            ]
+        )
+        == code
+    )
     whole, broken = json.loads(capsys.readouterr().out)
     assert (whole["status_new"], broken["verdict"], broken["status_base"]) == ("ok", "broken", "ok")
     assert broken["ratio"] is None
-    assert broken["reason"].startswith("was ok, is ")
+    assert broken["reason"].startswith(reason)
     assert list((in_a_folder / "scratch").iterdir()) == []
+
+
+def test_a_version_that_routes_otherwise_is_wrong_though_its_experts_are_right(
+    in_a_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = """
+    def route(self, x, given=None):
+        return super().route(x, (super().route(x).expert_ids + 1) % 4 if given is None else given)
+"""
+    (in_a_folder / "b.py").write_text(LAYER + other)
+    assert main(["compare", "--interleave", "a.py", "b.py", *tiny("16"), "--fail-if", "latency > 5%"]) == 4
+    (found,) = json.loads(capsys.readouterr().out)
+    assert "token 0 is routed to experts" in found["reason"]
+
+
+def test_a_train_step_on_cold_weights_with_threads_and_given_experts_is_compared(
+    in_a_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (in_a_folder / "b.py").write_text(LAYER)
+    axes = ("--direction", "train", "--dtype", "bf16", "--routing", "zipf:1.2", "--set", "workload.cache=cold")
+    assert main(["compare", "--interleave", "a.py", "b.py", *tiny("32", threads=2), *axes]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["status_base"], found["status_new"], found["direction"]) == ("ok", "ok", "train")
+    assert found["num_processes_new"] >= 1
+    assert found["latency_s_new"] > 0
+
+
+def test_a_folder_and_a_wheel_each_bring_their_own_layers(
+    in_a_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = Path(impls.__file__).parent
+    shutil.copytree(package, in_a_folder / "checkout" / "impls", ignore=shutil.ignore_patterns("__pycache__"))
+    with zipfile.ZipFile(in_a_folder / "new.whl", "w") as wheel:
+        for file in package.rglob("*.py"):
+            text, name = file.read_text(), str(Path("impls") / file.relative_to(package))
+            if name == "impls/loop.py":
+                text += "\nLoop.supports = classmethod(lambda *_: 'the wheel says no')\n"
+            wheel.writestr(name, text)
+    sweep = (*tiny("16"), "--impl", "loop,einsum")
+    assert main(["compare", "--interleave", "checkout", "new.whl", *sweep, "--fail-if", "latency > 50%"]) == 3
+    printed = capsys.readouterr()
+    by_impl = {found["impl"]: found for found in json.loads(printed.out)}
+    assert by_impl["loop"]["reason"] == "was ok, is unsupported: the wheel says no"
+    assert by_impl["einsum"]["status_new"] == "ok"
+    assert (by_impl["loop"]["base"], by_impl["loop"]["new"]) == ("checkout (folder)", "new.whl")
+    assert "equal to the bit in 1 of 1 cases" in printed.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_nothing_is_left_behind_however_it_ends(
+    in_a_folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    (in_a_folder / "b.py").write_text(LAYER)
+    command = [sys.executable, "-P", "-m", "bench.cli", "compare", "--interleave", "a.py", "b.py", *tiny(budget="60s")]
+    place = in_a_folder / "scratch"
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "TMPDIR": str(place), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        _until(lambda: any(place.glob("*/other-logs/2.log")), 60)  # the twin: both are being timed
+        started = _children(process.pid)
+        assert len(started) == 4, "a fork server, BASE, NEW and the twin"
+        process.send_signal(number)
+        printed, told = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, printed) == (code, b"")
+    if number is signal.SIGKILL:  # what is left is the next one's to delete
+        monkeypatch.setattr(scratch, "STALE_AFTER_S", 0.0)
+        assert len(scratch.remove_stale(place)) == 1
+    else:
+        assert b"a comparison that is not whole gives no verdict" in told
+    assert list(place.iterdir()) == []
+    _until(lambda: not any(map(_is_alive, started)), 10)
+
+
+def _until(happened: Callable[[], bool], limit_s: float) -> None:
+    deadline_s = time.monotonic() + limit_s
+    while not happened():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(found) for found in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(("twin", "verdict"), [(0.0, "slower"), (0.05, "inconclusive")])
+def test_a_control_that_fails_withholds_the_verdicts(twin: float, verdict: str) -> None:
+    noise = [0.001 * number for number in (-2, 1, 2, -1, 0, 1, -1, 2, -2, 0, 1, -1)]
+    row = Row(Case(impl="loop", workload=workload()), units=[0.1 + found for found in noise])
+    row.medians = [[1e-3] * 12, [1.1e-3] * 12]
+    control = [twin - found for found in noise]
+    comparison = conclude([Version("a"), Version("b")], [row], control, [])
+    (case,) = comparison.cases
+    assert case.verdict == verdict
+    assert case.reason == ("the control failed" if twin else "")
+    assert case.more_processes is None
+    assert ("The control failed" in comparison.caveats[0]) == bool(twin)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_a_failed_control_withholds_the_verdict() -> None:
 
 def test_few_processes_get_no_verdict() -> None:
     on = workload()
-    few = info("b"), [case_record("loop", on), *control(), *samples(on, {"loop": quiet(1.0, 3, count=5)})]
+    few: Side = info("b"), [case_record("loop", on), *control(), *samples(on, {"loop": quiet(1.0, 3, count=5)})]
     assert "5 independent processes" in only(compare_records(side(), few, spread=QUIET)).reason
 
 
