@@ -159,7 +159,7 @@ def _carried_over(frame: pd.DataFrame, samples: Sequence[SamplesRecord]) -> Iter
             f"{_cases(len({pair.case_id for pair in pairs}))} timed differently after different predecessors (most:"
             f" {impls[worst.case_id]} takes {percent(abs(worst.effect))} {'more' if worst.effect > 0 else 'less'} time"
             f" right after {impls.get(worst.after, worst.after)}, in {worst.num_processes} processes); what runs before"
-            " a call is part of its time here: measure it without the other, or with cache = \"cold\"."
+            ' a call is part of its time here: measure it without the other, or with cache = "cold".'
         )
 
 
