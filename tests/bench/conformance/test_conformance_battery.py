@@ -22,6 +22,8 @@ WRONG = {
     "RenormalisesAfterDrop": "renormalised, and must not be",
     "PassesDroppedThrough": "passed on as they are",
     "OverwritesDuplicates": "overwrite each other",
+    "LosesDuplicates": "only a token's",
+    "WrongFromTheSecondCallOn": "something of the first call is kept and used in the second",
     "IgnoresWeights": "the routing weights are not applied",
     "WeighsTwice": "the routing weights are applied twice",
     "ForgetsTheLastExpert": "the last expert is left out",
@@ -67,6 +69,11 @@ def test_a_mistake_is_found_and_said(name: str, probes: list[Probe], tmp_path: P
     wrong = [outcome for outcome in found if outcome.status == "wrong"]
     said = "\n".join(sentence for outcome in wrong for sentence in (*outcome.faults, *outcome.causes))
     assert any(words in said for words in WRONG[name].split("|")), said
+
+
+def test_a_mistake_in_one_number_format_is_found_in_that(tmp_path: Path) -> None:
+    found = outcomes_of(impl("WrongInBfloat16"), battery(dtypes=("float32", "bfloat16", "float16")), tmp_path)
+    assert {o.label.rpartition(", ")[2] for o in found if o.status == "wrong"} == {"bfloat16)"}
 
 
 @pytest.mark.parametrize("name", ["loop", "scatter_gather", "einsum", "grouped", "dense", "ensemble", impl("Plain")])

@@ -1,0 +1,119 @@
+"""Conduct of calls that are made to behave in known ways; what is too long or too large is left out with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.lint import Situation, lint
+from bench.measure import conduct
+from bench.measure.conduct import allocator, observe
+from bench.measure.cpu import CpuDevice
+from bench.measure.operators import Operators
+from bench.store.schema import Conduct
+
+X_TD = torch.randn(16, 8)
+WEIGHT_EFD = torch.randn(2, 4, 8)
+
+
+def look(
+    call: Callable[[], object] = lambda: X_TD @ WEIGHT_EFD[0].T,
+    results: Callable[[], Sequence[Tensor]] = lambda: [X_TD],
+    *,
+    rough_latency_s: float = 1e-4,
+    result_bytes: int = 512,
+) -> tuple[Conduct, Operators | None]:
+    return observe(
+        call, results, CpuDevice(1), rough_latency_s=rough_latency_s, result_bytes=result_bytes,
+        stacked={"up_proj": WEIGHT_EFD}, num_rows=32, width=8,
+    )  # fmt: skip
+
+
+def test_a_plain_call_is_known_in_every_respect() -> None:
+    found, operators = look()
+    assert operators is not None
+    assert (found.computed_flops, found.host_syncs, found.num_operators) == (2 * 16 * 8 * 4, 0, 1)
+    assert (found.repeats, found.distinct_results, found.threads, found.gaps) == (3, 1, 1, {})
+    assert found.deterministic_ratio is not None
+    assert found.deterministic_ratio > 0
+
+
+def test_results_are_compared_bit_by_bit() -> None:
+    zeros = iter([torch.tensor([0.0]), torch.tensor([-0.0]), torch.tensor([0.0])])
+    assert look(results=lambda: [next(zeros)])[0].distinct_results == 2
+    nan = torch.tensor([float("nan")], dtype=torch.bfloat16)
+    assert look(results=lambda: [nan.clone()])[0].distinct_results == 1
+    counter = iter(range(3))
+    assert look(results=lambda: [X_TD, X_TD + next(counter)])[0].distinct_results == 3
+
+
+def test_what_has_no_deterministic_path_says_so_and_leaves_torch_as_it_was() -> None:
+    def put() -> Tensor:
+        return torch.zeros(4).put_(torch.tensor([1, 1]), torch.ones(2))
+
+    before = torch.get_deterministic_debug_mode()
+    found, _ = look(put)
+    assert found.deterministic_ratio is None
+    assert found.gaps["deterministic_ratio"].startswith("it has no deterministic path: put_ does not have")
+    assert torch.get_deterministic_debug_mode() == before
+
+
+def test_a_long_call_is_not_made_again() -> None:
+    calls = 0
+
+    def call() -> None:
+        nonlocal calls
+        calls += 1
+
+    found, operators = look(call, lambda: pytest.fail("it was repeated"), rough_latency_s=60.0)
+    assert (calls, operators) == (0, None)
+    assert set(found.gaps) == {
+        "num_operators", "host_syncs", "computed_flops", "distinct_results", "deterministic_ratio"
+    }  # fmt: skip
+    assert all("60 s, too long to repeat for this" in reason for reason in found.gaps.values())
+
+
+@pytest.mark.parametrize("rough_latency_s", [1e-4, 0.02, 0.05, 0.09, 0.2, 0.9, 1.1])
+def test_what_is_done_again_never_takes_longer_than_its_limits(rough_latency_s: float) -> None:
+    calls: list[str] = []
+    look(lambda: calls.append("call"), lambda: (calls.append("result"), [X_TD])[1], rough_latency_s=rough_latency_s)
+    limit_s = conduct.REPEATS_AT_MOST_S + conduct.DETERMINISTIC_AT_MOST_S + conduct.WATCHED_AT_MOST_S
+    assert len(calls) * rough_latency_s <= limit_s
+
+
+def test_results_too_large_to_keep_are_not_kept() -> None:
+    found, _ = look(results=lambda: pytest.fail("it was kept"), result_bytes=2**30)
+    assert found.distinct_results is None
+    assert "too large to keep several" in found.gaps["distinct_results"]
+
+
+def test_operators_of_others_leave_their_products_unknown() -> None:
+    with torch.library._scoped_library("moebench_test", "DEF") as library:  # the public one is never undone
+        library.define("twice(Tensor x) -> Tensor")
+        library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
+        found, _ = look(lambda: torch.ops.moebench_test.twice(X_TD))
+    assert found.computed_flops is None
+    assert found.gaps["computed_flops"] == "nobody counts the products inside moebench_test.twice.default"
+
+
+def test_allocator_names_settings_and_no_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/opt/somebody/libjemalloc.so.2")
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    text = allocator()
+    assert {"LD_PRELOAD=libjemalloc.so.2", "MALLOC_ARENA_MAX=1"} <= set(text.split(", "))
+    assert "somebody" not in text
+
+
+def situation(**fields: Any) -> Situation:
+    usual = {"num_experts": 4, "busy_experts": 4, "row_bytes": 1024, "stacked_bytes": 4096, "threads": 2, "cores": 2}
+    return Situation(operators=Operators(), **usual | fields)
+
+
+def test_more_threads_than_cores_are_a_finding_and_as_many_are_none() -> None:
+    assert lint(situation()) == []
+    (found,) = lint(situation(threads=3))
+    assert (found.rule, found.evidence) == ("threads_above_cores", "operators run with 3 threads on 2 cores")
