@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forked_servers import Orphans
 
 from bench.runner.interrupt import Interrupt
 from bench.runner.servers import ForkServer
@@ -16,6 +17,12 @@ HERE = Path(__file__).parent
 def _fake_jobs_can_be_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]))
     monkeypatch.setenv("FAKE_JOBS_TRACE", str(tmp_path / "trace"))
+
+
+@pytest.fixture
+def orphans() -> Iterator[Orphans]:
+    with Orphans() as orphans:
+        yield orphans
 
 
 @pytest.fixture

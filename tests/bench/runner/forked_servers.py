@@ -4,6 +4,7 @@ Everything else is as in a real run: the same server loop, lifelines, workers an
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -80,13 +81,15 @@ def fork_servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 class Orphans:
-    """The processes that this one's children leave behind: the system gives them to us, so that none can hide."""
+    """The processes that this one's children leave behind: while entered, the system gives them to us."""
 
-    def __init__(self) -> None:
-        import ctypes
-
+    def __enter__(self) -> "Orphans":
         assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
         self._before = self._now()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
 
     def all_end(self, within_s: float = 10.0) -> bool:
         """Whether every one of them ends by itself."""

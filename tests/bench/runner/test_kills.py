@@ -76,9 +76,10 @@ def live(results: Path, resume: Path | None, chance: random.Random, whole_life_s
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_lose_no_record_and_double_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hundred_kills_lose_no_record_and_double_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orphans: Orphans
+) -> None:
     fork_servers(monkeypatch, tmp_path)
-    orphans = Orphans()
     chance = random.Random(20261122)
     began_s = time.monotonic()
     run_sweep(SWEEP, results=tmp_path / "undisturbed", command=["fake"], progress=Silent(), jobs="fake_jobs")

@@ -35,9 +35,10 @@ class Watching(Silent):
 
 
 @pytest.mark.slow
-def test_a_thousand_cases_leave_the_parent_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_cases_leave_the_parent_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orphans: Orphans
+) -> None:
     fork_servers(monkeypatch, tmp_path)
-    orphans = Orphans()
     sweep = make_sweep([f"ok{number}" for number in range(NUM_IMPLS)], NUM_WORKLOADS, processes=PROCESSES, budget_s=600)
     watching = Watching()
     outcome = run_sweep(sweep, results=tmp_path / "results", command=["fake"], progress=watching, jobs="fake_jobs")
