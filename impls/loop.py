@@ -29,7 +29,7 @@ class Loop(MoELayer):
             bounds = begins.tolist()
             num_rows = bounds[-1]
 
-            row_TK = invert(order_N).clamp(max=num_rows).view_as(routing.expert_ids)  # the dropped ones come last
+            row_TK = invert(order_N).clamp(max=num_rows).view_as(routing.expert_ids)  # the dropped come last
             x_RD = gather_rows(x_TD, order_N[:num_rows] // top_k, row_TK)
 
         with stage("experts"):
@@ -44,6 +44,7 @@ class Loop(MoELayer):
                 if sizes[e]:
                     with stage("experts", e):
                         outputs.append(feed_forward(self.spec, x, in_E[e], down_E[e], in_bias_E[e], down_bias_E[e]))
-            y_RD = torch.cat(outputs) if outputs else x_RD
+            # One row of zeros more is what dropped assignments read. Without tokens, the rows keep the graph alive.
+            y_RD = torch.cat([*outputs, x_TD.new_zeros(1, x_TD.shape[1])]) if outputs else x_RD
         with stage("combine"):
             return combine_rows(y_RD, routing.weights, row_TK)

@@ -33,9 +33,11 @@ def combine_rows(y_RD: Tensor, weights_TK: Tensor, row_TK: Tensor) -> Tensor:
     """Sum of every token's rows, each times its weight: (R, D) -> (T, D).
 
     Args:
-        y_RD: experts' outputs. Row 0 must be finite; rows that ``row_TK`` does not name may hold anything.
+        y_RD: experts' outputs; rows that ``row_TK`` does not name may hold anything.
         weights_TK: float32 weight of every assignment.
-        row_TK: row of every assignment, R where it has none: it adds nothing and its weight's gradient is zero.
+        row_TK: row of every assignment, R where it has none: it adds row 0 times zero, which is nothing as long as row
+            0 is finite, and its weight's gradient is zero. Who has a row of zeros to spare names that one instead; its
+            gradient means nothing.
     """
     tokens: Tensor = _CombineRows.apply(y_RD, weights_TK, row_TK)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return tokens

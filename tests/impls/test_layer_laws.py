@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_testing import EXACT, make_spec, make_tokens, relative_error
+from torch.func import functional_call
 
-from impls import LayerSpec, MoELayer, build
+from impls import LayerSpec, MoELayer, Routing, build
+from impls.routing import route
 
 pytestmark = pytest.mark.parametrize("name", EXACT)
 
@@ -123,3 +126,104 @@ def test_a_token_that_is_dropped_everywhere_gives_zero(name: str, num_tokens: in
     found = output(layer, x_TD, torch.zeros(num_tokens, 1, dtype=torch.int64))
     assert torch.equal(found[1:], torch.zeros(num_tokens - 1, 32))
     assert float(found[0].norm()) > 0
+
+
+@laws(spec=specs(capacity=True), num_tokens=st.integers(1, 20), seed=seeds)
+def test_renaming_the_experts_changes_nothing(name: str, spec: LayerSpec, num_tokens: int, seed: int) -> None:
+    layer = build(name, spec, seed=seed)
+    x_TD = make_tokens(num_tokens, 8, seed=seed)
+    ids_TK = layer.route(x_TD).expert_ids
+    before = output(layer, x_TD, ids_TK)
+    old_E = torch.randperm(spec.num_experts, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for parameter_name, parameter in layer.weights.named_parameters():
+            if not parameter_name.startswith("shared_"):
+                parameter.copy_(parameter[old_E])
+    assert relative_error(output(layer, x_TD, old_E.argsort()[ids_TK]), before) < ROUNDING
+
+
+@laws(spec=specs(capacity=True), num_tokens=st.integers(1, 20), seed=seeds)
+def test_the_experts_share_is_linear_in_the_routing_weights(
+    name: str, spec: LayerSpec, num_tokens: int, seed: int
+) -> None:
+    layer = build(name, spec, seed=seed)
+    x_TD = make_tokens(num_tokens, 8, seed=seed)
+    with torch.inference_mode():
+        routing = layer.route(x_TD)
+        one, other = routing.weights, make_tokens(*routing.weights.shape, seed=seed + 1)
+        together = layer.compute(x_TD, replace(routing, weights=one + 2 * other))
+        apart = [layer.compute(x_TD, replace(routing, weights=weights)) for weights in (one, other)]
+    # against the size of the terms, which may cancel
+    size = float(apart[0].norm() + 2 * apart[1].norm())
+    assert relative_error(together, apart[0] + 2 * apart[1], size) < ROUNDING
+
+
+@laws(num_tokens=st.integers(1, 20), seed=seeds, scale=st.sampled_from([0.25, 2.0]), gated=st.booleans())
+def test_what_an_activation_lets_through_scales_with_the_input_projections(
+    name: str, num_tokens: int, seed: int, scale: float, gated: bool
+) -> None:
+    """relu is homogeneous, and the second half of a gated projection is a factor."""
+    layer = build(name, make_spec(d_model=8, d_ff=8, activation="swiglu" if gated else "relu"), seed=seed)
+    x_TD = make_tokens(num_tokens, 8, seed=seed)
+    before = output(layer, x_TD)
+    with torch.no_grad():
+        layer.weights.in_proj[:, 8 if gated else 0 :].mul_(scale)
+    assert torch.equal(output(layer, x_TD), before * scale)  # powers of two are exact
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_token_that_is_no_number_reaches_no_other(name: str, value: float) -> None:
+    if name in ("einsum", "dense_masked"):
+        pytest.skip("multiplies every token with zeros for what it did not choose, by definition")
+    x_TD = make_tokens(12, 32)
+    ids_TK = torch.arange(12).unsqueeze(1) % 3 + torch.arange(2)
+    # what is dropped under a capacity is row 0 times zero in these two
+    for capacity_factor in (None,) if name in ("grouped", "scatter_gather") else (None, 0.4):
+        layer = build(name, make_spec(capacity_factor=capacity_factor))
+        clean = output(layer, x_TD, ids_TK)
+        x_TD[0] = value
+        spoiled = output(layer, x_TD, ids_TK)
+        x_TD[0] = 0
+        assert not bool(spoiled[0].isfinite().any())
+        assert torch.equal(spoiled[1:], clean[1:])
+
+
+@pytest.mark.parametrize("trained", ["input", "routing weights", "up_proj", "down_proj"])
+def test_gradients_are_slopes_in_float64(name: str, trained: str) -> None:
+    """Numeric slopes, which share nothing with any reference."""
+    if name == "grouped":
+        pytest.skip("torch's grouped_mm has no float64; its gradients are held to the float64 reference")
+    spec = make_spec(d_model=6, d_ff=4, num_experts=3, activation="gelu", expert_bias=True, capacity_factor=0.9)
+    layer = build(name, spec, direction="train")
+    layer.weights.double()
+    x_TD = make_tokens(4, 6).double()
+    routing = route(spec, layer.weights, x_TD)
+    assert not bool(routing.kept.all())
+    leaves = {
+        "input": x_TD,
+        "routing weights": routing.weights.detach().double(),
+        "up_proj": layer.weights.in_proj.detach(),
+        "down_proj": layer.weights.down_proj.detach(),
+    }
+
+    def computed(leaf: torch.Tensor) -> torch.Tensor:
+        values = leaves | {trained: leaf}
+        parts = {name: values[name] for name in ("down_proj", "up_proj")}
+        call = _Experts(layer, replace(routing, weights=values["routing weights"]))
+        found: torch.Tensor = functional_call(
+            call, {f"layer.weights.{name}": value for name, value in parts.items()}, (values["input"],)
+        )
+        return found
+
+    assert torch.autograd.gradcheck(computed, leaves[trained].clone().requires_grad_())
+
+
+class _Experts(torch.nn.Module):
+    """The experts' part of a layer under one routing."""
+
+    def __init__(self, layer: MoELayer, routing: Routing) -> None:
+        super().__init__()
+        self.layer, self.routing = layer, routing
+
+    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+        return self.layer.compute(x_TD, self.routing)
