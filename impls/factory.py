@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from impls import registry
+from impls.ffn import clamp_in_the_way
 from impls.layer import Direction, MoELayer, Unsupported
 from impls.spec import LayerSpec
 from impls.weights import Weights, check_shapes, make_weights
@@ -69,6 +70,7 @@ def build(
         implementation.missing()
         or _absent(device)
         or (None if dtype in DTYPES else f"{dtype} is not one of float32, bfloat16, float16")
+        or clamp_in_the_way(spec, dtype, direction)
         or implementation.supports(spec, device, dtype, direction)
     )
     if reason:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from impls.layer import Direction, MoELayer
+from impls.layer import Direction, MoELayer, Unsupported
 from impls.packages import TRANSFORMERS
 from impls.routing import Routing
 from impls.spec import LayerSpec
@@ -81,11 +81,31 @@ class Eager(TransformersExperts):
             return "transformers' loop for experts without a gate (Nemotron-H) cannot drop assignments"
         return super().supports(spec, device, dtype, direction)
 
+    def compute(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """Call their experts module.
+
+        Raises:
+            Unsupported: in training, where there is no token: their loop's output then depends on nothing.
+        """
+        if x_TD.requires_grad and x_TD.shape[0] == 0:
+            raise Unsupported("transformers' loop has no gradient where there are no tokens")
+        return super().compute(x_TD, routing)
+
 
 class BatchedMM(TransformersExperts):
     """Weights gathered for every assignment, and `bmm`."""
 
     implementation = "batched_mm"
+
+    @classmethod
+    def supports(cls, spec: LayerSpec, device: torch.device, dtype: torch.dtype, direction: Direction) -> str | None:
+        """No training in half precision, as with our `batched`: the error grows with the tokens of an expert."""
+        if direction == "train" and dtype != torch.float32:
+            return (
+                f"transformers' batched_mm gathers weights, whose gradient is rounded to {dtype} after every token: "
+                "it misses the tolerance"
+            )
+        return super().supports(spec, device, dtype, direction)
 
 
 class GroupedMM(TransformersExperts):

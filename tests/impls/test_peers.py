@@ -61,7 +61,24 @@ def test_a_peer_gives_the_layer_or_says_why_not(name: str, label: str, dtype: to
         with pytest.raises(Unsupported, match=ENTRIES[name].package.name):  # type: ignore[union-attr]  # a peer has one
             build(name, SPECS[label], dtype=dtype)
         return
+    if name == "hf_batched_mm" and dtype != torch.float32:
+        with pytest.raises(Unsupported, match=r"rounded to .* after every token"):
+            build(name, SPECS[label], dtype=dtype, direction="train")
+        return
     check(name, SPECS[label], dtype)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_take_no_tokens_or_say_why_not(name: str) -> None:
+    require(name)
+    with torch.inference_mode():
+        assert build(name, make_spec())(make_tokens(0, 32)).shape == (0, 32)
+    trained, nothing = build(name, make_spec(), direction="train"), make_tokens(0, 32)
+    if name == "hf_eager":
+        with pytest.raises(Unsupported, match="no gradient where there are no tokens"):
+            train_step(trained, nothing, nothing)
+    else:
+        assert float(train_step(trained, nothing, nothing).gradients["down_proj"].abs().sum()) == 0
 
 
 @pytest.mark.parametrize("name", [name for name in PEERS if name.startswith("hf_") or name == "pytorch_mixtures"])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
-from layer_testing import EXACT, TOLERANCE, Step, assert_same, make_tokens, reference_step, train_step
+from layer_testing import EXACT, TOLERANCE, Step, assert_same, errors_of, make_tokens, reference_step, train_step
 from router_specs import ROUTED
 from torch import Tensor
 
-from impls import Routing, build
+from impls import LayerSpec, Routing, Unsupported, build
+from impls import reference as reference_module
+from impls.ffn import LEAST_HALF_LIMIT
 from impls.gates import Gates
 from impls.registry import resolve
 from impls.routing import route
@@ -54,6 +57,48 @@ HALF = [
     # a slope that jumps where values are dense: rounded to bfloat16, some fall on the other side
     and label != "topk_softmax_tight_clamp"
 ]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_clamp_among_the_values_is_not_trained_in_half_precision(name: str) -> None:
+    spec = ROUTED["topk_softmax_tight_clamp"]
+    with pytest.raises(Unsupported, match=r"swiglu_limit 0\.5 is below 4"):
+        build(name, spec, dtype=torch.bfloat16, direction="train")
+    build(name, spec, dtype=torch.bfloat16)
+    build(name, spec, direction="train")
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.0, 2.0])
+def test_rounding_nothing_but_the_clamped_values_misses_the_tolerance(
+    limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the excess is not an implementation's."""
+    spec = replace(ROUTED["topk_softmax_tight_clamp"], swiglu_limit=limit)
+    weights = make_weights(spec, dtype=torch.bfloat16, seed=3)
+    x_TD, grad_TD = (make_tokens(33, 32, dtype=torch.bfloat16, seed=seed) for seed in (33, 99))
+    ids_TK = route(spec, weights, x_TD).expert_ids
+    truth = reference_step("moe", spec, weights, x_TD, ids_TK, grad_TD)
+    exact = reference_module._activate
+
+    def rounded(spec: LayerSpec, activation: str, hidden_I: Tensor) -> Tensor:
+        rounding_I = hidden_I.detach().bfloat16().double() - hidden_I.detach()
+        return exact(spec, activation, hidden_I + rounding_I)
+
+    monkeypatch.setattr(reference_module, "_activate", rounded)
+    ideal = reference_step("moe", spec, weights, x_TD, ids_TK, grad_TD)
+    assert errors_of(ideal, truth)["gate_up_proj"] > 2 * TOLERANCE[torch.bfloat16]
+    assert errors_of(ideal, truth)["output"] < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_limit_that_may_be_trained_in_half_precision_meets_the_tolerance(dtype: torch.dtype) -> None:
+    spec = replace(ROUTED["topk_softmax_tight_clamp"], swiglu_limit=LEAST_HALF_LIMIT)
+    weights = make_weights(spec, dtype=dtype, seed=3)
+    x_TD, grad_TD = (make_tokens(128, 32, dtype=dtype, seed=seed) for seed in (33, 99))
+    truth = reference_step("moe", spec, weights, x_TD, route(spec, weights, x_TD).expert_ids, grad_TD)
+    assert_same(
+        train_step(build("loop", spec, weights=weights, direction="train"), x_TD, grad_TD), truth, TOLERANCE[dtype]
+    )
 
 
 @pytest.mark.parametrize(("name", "label"), HALF)
