@@ -11,6 +11,9 @@ from bench.store.schema import ProfileRecord, Status
 TRACES = "traces"
 """Folder of the trace files, beside the log."""
 CASE_BUDGET_S = 2.0
+COMPILED = (
+    "unsupported: compiled code bears no marks of stages, and watching would compile it anew; profile it uncompiled"
+)
 
 
 def profile_cases(session: Session) -> None:
@@ -29,6 +32,9 @@ def profile_cases(session: Session) -> None:
 
 
 def _profile(session: Session, server: ForkServer, case: Case) -> None:
+    if case.compile != "none":
+        session.record(ProfileRecord, case_id=case.id, reason=COMPILED)
+        return
     failed = session.make_files(server, case.workload, [])
     if failed is not None:
         session.record(ProfileRecord, case_id=case.id, reason=f"{failed.status}: {failed.reason}")
