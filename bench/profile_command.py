@@ -44,6 +44,7 @@ def profile_command(
         profile = analysis.profiles[case_id]
         print_table(data(), stage_table(profile), title=title)
         if num_operators:
+            data().print()
             print_table(data(), operator_table(profile, num_operators), title="")
         data().print(memory_words(profile), markup=False, highlight=False)
         if case_id in analysis.limits:

@@ -122,7 +122,8 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
         seconds = stages[stage.phase, stage.stage].seconds
         whole_s = stage.host_s if stage.device_s is None else max(stage.host_s, stage.device_s)
         seconds[Limit.HOST] += min(stage.idle_s, whole_s)
-        seconds[Limit.BELOW_ROOF] += max(0.0, whole_s - sum(seconds.values()))
+        # what is in no row is spent between operators, by those that are made of others
+        seconds[Limit.HOST] += max(0.0, whole_s - sum(seconds.values()))
     whole = Division("", "")
     for division in stages.values():
         for limit in Limit:

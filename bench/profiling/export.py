@@ -40,7 +40,7 @@ def write_perfetto(path: Path, title: str, call: Sequence[Span], timeline: Timel
         events.append(_name("process_name", MEMORY, "memory"))
     document = {"traceEvents": events, "displayTimeUnit": "ms"}
     # the header of a gzip file has a place for a name and a time; left empty, equal traces are equal files
-    with gzip.GzipFile(path, "wb", mtime=0) as file:
+    with path.open("wb") as plain, gzip.GzipFile(filename="", mode="wb", fileobj=plain, mtime=0) as file:
         file.write(json.dumps(document).encode())
 
 

@@ -1,0 +1,109 @@
+"""What limits a case, on profiles whose truth is known."""
+
+from typing import Any
+
+import pytest
+
+from bench.analysis.limits import NEAR, CaseLimit, Limit, find_limit
+from bench.analysis.model import Estimate
+from bench.analysis.roofline import Ceilings
+from bench.cases import Workload
+from bench.store.profiles import OperatorTime, Profile, StageTime, Timeline
+from impls.spec import LayerSpec
+
+PEAK, MEMORY, CACHE, CACHE_BYTES = 1e12, 1e10, 1e11, 10_000_000
+WORKLOAD = Workload(layer=LayerSpec(d_model=8, d_ff=8, num_experts=2, top_k=1), num_tokens=4)
+CEILINGS = Ceilings(
+    {
+        (what, "cpu", "float32", WORKLOAD.threads): Estimate(value, low=value, high=value)
+        for what, value in {"matmul": PEAK, "memory": MEMORY, "cache": CACHE}.items()
+    },
+    {("cpu", WORKLOAD.threads): CACHE_BYTES},
+)
+
+
+def operator(host_s: float, **given: Any) -> OperatorTime:
+    fields = {"phase": "forward", "stage": "experts", "name": "aten::x", "shapes": "", "calls": 1, "moved_bytes": 1}
+    return OperatorTime(**{**fields, "host_s": host_s, **given})
+
+
+def limit(
+    *operators: OperatorTime, idle_s: float = 0.0, profiler_s: float = 0.0, weights: int = 0, cache: str = "warm"
+) -> CaseLimit:
+    whole_s = sum(row.host_s for row in operators) + idle_s
+    stage = StageTime(
+        phase="forward", stage="experts", host_s=whole_s, idle_s=idle_s, launches=1, flops=0, moved_bytes=0
+    )
+    timeline = Timeline(
+        at_s=[], stages=[], bytes_alive={}, existing_bytes={"weights": weights}, peak_bytes=0, peak_index=0,
+        peak_made_by="", largest=[],
+    )  # fmt: skip
+    profile = Profile(
+        calls=1, plain_s=whole_s - profiler_s, whole_s=whole_s, stages=[stage], experts=[], operators=list(operators),
+        timeline=timeline,
+    )  # fmt: skip
+    found = find_limit(profile, WORKLOAD.model_copy(update={"cache": cache}), CEILINGS)
+    assert isinstance(found, CaseLimit)
+    return found
+
+
+def test_products_at_the_peak_are_arithmetic() -> None:
+    found = limit(operator(1.0, flops=10**12))
+    assert (found.whole.limit, found.whole.share) == (Limit.COMPUTE, 1.0)
+    assert found.sentence.startswith("Limited by arithmetic: 100% compute.")
+
+
+@pytest.mark.parametrize(
+    ("reached", "expected"), [(NEAR + 0.01, Limit.COMPUTE), (NEAR - 0.01, Limit.BELOW_ROOF)], ids=["near", "far"]
+)
+def test_products_below_the_peak_are_arithmetic_while_they_are_near_it(reached: float, expected: Limit) -> None:
+    found = limit(operator(1.0, flops=round(reached * PEAK)))
+    assert found.whole.limit is expected
+    assert found.whole.seconds[Limit.COMPUTE] == pytest.approx(reached)
+    assert found.whole.seconds[Limit.BELOW_ROOF] == pytest.approx(1 - reached)
+
+
+def test_weights_that_fit_are_read_at_the_caches_speed_and_others_at_memorys() -> None:
+    read = {"flops": 1, "moved_bytes": 10**9, "existing_bytes": 10**9, "calls": 1000}
+    small = limit(operator(0.01, **read), weights=CACHE_BYTES)
+    large = limit(operator(0.1, **read), weights=CACHE_BYTES + 1)
+    assert (small.whole.limit, small.whole.share) == (Limit.CACHE, pytest.approx(1.0))
+    assert (large.whole.limit, large.whole.share) == (Limit.MEMORY, pytest.approx(1.0))
+
+
+def test_a_cold_case_reads_from_memory_whatever_its_size() -> None:
+    read = operator(1e-4, moved_bytes=10**6, existing_bytes=10**6)
+    assert limit(read, weights=10**6, cache="cold").whole.limit is Limit.MEMORY
+
+
+def test_what_the_call_itself_made_comes_from_the_cache_where_one_operator_fits() -> None:
+    assert limit(operator(0.01, moved_bytes=10**9, calls=100)).whole.limit is Limit.CACHE
+    assert limit(operator(0.1, moved_bytes=10**9, calls=1)).whole.limit is Limit.MEMORY
+
+
+def test_time_without_an_operator_is_the_hosts_less_what_the_profiler_costs() -> None:
+    assert limit(operator(0.1, flops=10**11), idle_s=0.3).whole.limit is Limit.HOST
+    found = limit(operator(0.1, flops=10**11), idle_s=0.3, profiler_s=0.25)
+    assert found.whole.seconds[Limit.HOST] == pytest.approx(0.05)
+    assert found.whole.limit is Limit.COMPUTE
+
+
+def test_calling_operators_is_the_hosts_too() -> None:
+    views = operator(100e-6, calls=100, moved_bytes=0)
+    adds = operator(110e-6, calls=100, moved_bytes=100)
+    found = limit(views, adds)
+    assert found.whole.limit is Limit.HOST
+    assert found.whole.seconds[Limit.HOST] == pytest.approx(200e-6)
+
+
+def test_the_causes_add_up_to_the_time() -> None:
+    rows = (operator(0.5, flops=10**11), operator(0.2, moved_bytes=10**8), operator(1e-6, moved_bytes=0))
+    found = limit(*rows, idle_s=0.1)
+    assert sum(found.whole.seconds.values()) == pytest.approx(0.800001)
+    assert sum(found.whole.by_resource().values()) == pytest.approx(0.800001)
+    assert [division.stage for division in found.stages] == ["experts"]
+
+
+def test_without_ceilings_the_reason_is_given() -> None:
+    profile = Profile(calls=1, plain_s=1.0, whole_s=1.0, stages=[], experts=[], operators=[])
+    assert "no ceilings for float32" in str(find_limit(profile, WORKLOAD, Ceilings({}, {})))

@@ -1,0 +1,74 @@
+"""The profiling pass of a sweep: what fails costs its own profile only, and a resumed run profiles nothing twice."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_jobs import PROFILE
+from fake_sweep import make_sweep
+
+from bench.analysis import load
+from bench.config import Sweep
+from bench.runner.progress import Silent
+from bench.runner.sweep import run_sweep
+from bench.store.log import read_run
+from bench.store.schema import CaseRecord, ProfileRecord, Status
+
+
+def profiled_sweep(impls: list[str]) -> Sweep:
+    sweep = make_sweep(impls, 1)
+    return replace(sweep, measure=sweep.measure.model_copy(update={"profile": True}))
+
+
+def run(sweep: Sweep, tmp_path: Path, resume: Path | None = None) -> Path:
+    return run_sweep(
+        sweep, results=tmp_path / "results", command=["fake"], progress=Silent(), resume=resume, jobs="fake_jobs"
+    ).folder
+
+
+def profiles_of(folder: Path) -> dict[str, ProfileRecord]:
+    records = read_run(folder).records
+    names = {record.case_id: record.case.impl for record in records if isinstance(record, CaseRecord)}
+    found = [record for record in records if isinstance(record, ProfileRecord)]
+    assert len({record.case_id for record in found}) == len(found), "none twice"
+    return {names[record.case_id]: record for record in found}
+
+
+@pytest.fixture(autouse=True)
+def _scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+
+def test_what_fails_costs_its_own_profile_only(tmp_path: Path) -> None:
+    folder = run(profiled_sweep(["ok", "crash@profile", "raise@profile", "crash@qualify"]), tmp_path)
+    found = profiles_of(folder)
+    assert found["ok"].profile == PROFILE
+    assert found["crash@profile"].reason.startswith("crashed: ")
+    assert "what a pity" in found["raise@profile"].reason
+    assert set(found) == {"ok", "crash@profile", "raise@profile"}, "what does not run is not profiled"
+    analysis = load(folder)
+    assert len(analysis.profiles) == 1
+    assert len(analysis.not_profiled) == 2
+    timed = {record.case.impl: record.status for record in read_run(folder).records if isinstance(record, CaseRecord)}
+    assert timed["crash@profile"] is Status.OK
+
+
+def test_no_profile_is_made_unasked(tmp_path: Path) -> None:
+    assert profiles_of(run(make_sweep(["ok"], 1), tmp_path)) == {}
+
+
+def test_a_resumed_run_profiles_only_what_lacks_a_profile(tmp_path: Path) -> None:
+    sweep = profiled_sweep(["ok", "loop"])
+    folder = run(sweep, tmp_path)
+    log = folder / "measurements.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    last = max(number for number, line in enumerate(lines) if json.loads(line)["kind"] == "profile")
+    log.write_text("".join(lines[:last]))
+    (tmp_path / "trace").unlink()
+    run(sweep, tmp_path, resume=folder)
+    jobs = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
+    assert [job["case"]["impl"] for job in jobs if job["job"] == "profile"] == ["loop"]
+    assert set(profiles_of(folder)) == {"ok", "loop"}
