@@ -2,7 +2,7 @@
 
 A case breaks a limit where its whole corrected interval lies beyond it *and* it has the verdict that goes with it
 (``slower``, ``more``, ``worse``). An inconclusive case breaks none. A case that was ok and is not any more fails
-whatever the limits are.
+whatever the limits are, and so does one that BASE cannot run and NEW runs wrongly.
 """
 
 from __future__ import annotations
@@ -84,13 +84,19 @@ def exit_code(comparison: Comparison) -> Exit:
     Without limits a comparison only informs: 0.
     """
     failing = [case for case in comparison.cases if case.fails]
-    if any(case.broken and case.status_new is Status.WRONG_RESULT for case in failing):
+    if any(_spoiled(case) and case.status_new is Status.WRONG_RESULT for case in failing):
         return Exit.WRONG_NUMERICS
     return Exit.REGRESSION if failing else Exit.OK
 
 
+def _spoiled(case: CaseComparison) -> bool:
+    """Whether its status got worse: it was ok and is not, or is new in NEW (BASE cannot run it) and fails at once."""
+    harmless = (Status.OK, Status.UNSUPPORTED, None)
+    return case.broken or (case.status_base is Status.UNSUPPORTED and case.status_new not in harmless)
+
+
 def _fails(case: CaseComparison, limits: Iterable[Limit]) -> list[str]:
-    found = [f"was ok, is {case.status_new}"] if case.broken else []
+    found = [f"was {case.status_base}, is {case.status_new}"] if _spoiled(case) else []
     for limit in limits:
         change = case.change(limit.metric)
         if change.verdict == LOSING[limit.metric] and change.ratio is not None and change.ratio.low > 1 + limit.share:

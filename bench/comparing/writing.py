@@ -21,7 +21,7 @@ WORDS = {
     "slower": "slower",
     "faster": "faster",
     "broken": "not ok any more",
-    "repaired": "ok again",
+    "repaired": "ok now",
     "same": "the same",
     "inconclusive": "inconclusive",
     NOT_COMPARED: "not compared",

@@ -117,6 +117,10 @@ def test_a_status_that_got_worse_is_told_and_fails_any_limit() -> None:
     assert exit_code(judge_limits(broken, [Limit("latency", 0.05)])) is Exit.REGRESSION
     wrong = compare_records(side(), side("b", status=Status.WRONG_RESULT), spread=QUIET)
     assert exit_code(judge_limits(wrong, [Limit("latency", 0.05)])) is Exit.WRONG_NUMERICS
+    new = compare_records(side(status=Status.UNSUPPORTED), side("b", status=Status.WRONG_RESULT), spread=QUIET)
+    assert exit_code(judge_limits(new, [Limit("latency", 0.05)])) is Exit.WRONG_NUMERICS
+    neither = compare_records(side(status=Status.UNSUPPORTED), side("b", status=Status.UNSUPPORTED), spread=QUIET)
+    assert exit_code(judge_limits(neither, [Limit("latency", 0.05)])) is Exit.OK
     repaired = compare_records(side(status=Status.CRASHED), side("b"), spread=QUIET)
     assert only(repaired).verdict == "repaired"
     assert exit_code(judge_limits(repaired, [Limit("latency", 0.05)])) is Exit.OK
