@@ -86,6 +86,8 @@ def field_value(name: str, value: Any) -> str:
     """One value of a workload's field in words."""
     if name == "capacity_factor":
         return "dropless" if math.isinf(value) else f"{value:g}"
+    if name == "d_ff_shared" and (value is None or math.isnan(value)):  # a table's missing number is not None
+        return "as d_ff"
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -160,6 +162,7 @@ class View:
         fixed = self.fixed
         off = {name for name in ("router_bias", "expert_bias", "num_shared_experts") if not fixed.get(name, True)}
         off |= {name for name, usual in LATER_FIELDS.items() if fixed.get(name) == usual}
+        off |= {name for name, usual in LATER_FIELDS.items() if usual is None and pd.isna(fixed.get(name))}
         words = describe({name: value for name, value in fixed.items() if name not in quiet | off})
         label = without_paths(self.analysis.info.label)
         return " · ".join(filter(None, [label, words]))

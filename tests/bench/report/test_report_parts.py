@@ -20,7 +20,7 @@ from bench.report.side import side_by_side
 from bench.report.slices import evenly, shown_axes, slices
 from bench.report.style import LOOKS, log_ticks, looks_for, plain, spread
 from bench.report.tables import exponent_rows, heat_table, row_table
-from bench.report.view import make_view, short_names, without_paths
+from bench.report.view import describe, make_view, short_names, without_paths
 from bench.report.words import headline, wins
 from impls.registry import ENTRIES
 from impls.spec import LayerSpec
@@ -47,6 +47,11 @@ def test_spread_labels_keep_order_distance_and_bounds(positions: list[float], ga
     order = sorted(range(len(positions)), key=lambda i: positions[i])
     assert all(-1e-9 <= place <= 1 + 1e-9 for place in placed)
     assert all(placed[b] - placed[a] >= fitting - 1e-9 for a, b in itertools.pairwise(order))
+
+
+def test_a_missing_width_of_the_shared_experts_is_said_in_words() -> None:
+    assert describe({"num_tokens": 8, "d_ff_shared": float("nan")}) == "8 tokens · d ff shared as d_ff"
+    assert describe({"d_ff_shared": 64.0}) == "d ff shared 64"
 
 
 def test_spread_leaves_labels_that_do_not_touch() -> None:
