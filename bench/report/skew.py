@@ -43,13 +43,15 @@ def skew_costs(view: View) -> Skew | None:
         }
         words = f"{low['routing']} ({low['load_imbalance']:.2f}) to {high['routing']} ({high['load_imbalance']:.2f})"
         stretch = high["load_imbalance"] / low["load_imbalance"]
-        found.append((stretch, " · ".join(filter(None, [describe(piece.fixed), words])), words, ratios))
+        if ratios:
+            found.append((stretch, " · ".join(filter(None, [describe(piece.fixed), words])), words, ratios))
     if not found:
         return None
     impls = [impl for impl in view.looks if any(impl in ratios for *_, ratios in found)]
     shown = evenly(found, MAX_ROWS)
     rows = [(words, [_cell(ratios, impl) for impl in impls]) for _, words, _, ratios in shown]
-    _, where, _, ratios = max(found, key=lambda one: one[0])
+    # of equal stretches the one that costs most: where a capacity drops, skew means less work
+    _, where, _, ratios = max(found, key=lambda one: (round(one[0], 3), max(one[3].values())))
     return Skew(Table(impls, rows, len(found) - len(shown)), _sentence(where, ratios, view, impls))
 
 

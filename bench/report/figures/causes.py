@@ -107,9 +107,10 @@ def stages_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = "")
             _rows(panel, group, end / size)
         panels[-1].set_xlabel(f"{unit} of a call that nobody watches  (each panel has its own scale)")
         present = {part.stage for case in cases for part in case.profile.stages}
+        phases = {part.phase for case in cases for part in case.profile.stages}
         handles = [
             *(Patch(color=colour, label=stage) for stage, colour in STAGE_COLOURS.items() if stage in present),
-            Patch(color="#8b949e", alpha=BACKWARD_ALPHA, label="paler: backward"),
+            *([Patch(color="#8b949e", alpha=BACKWARD_ALPHA, label="paler: backward")] if "backward" in phases else []),
             Line2D([], [], color=INK, marker="|", markersize=11, linewidth=0, label="measured latency"),
         ]
         figure.legend(handles=handles, loc="outside lower left", ncols=9, frameon=False, labelcolor=MUTED, fontsize=8)
