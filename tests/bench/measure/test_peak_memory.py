@@ -165,7 +165,7 @@ def peak_of_a_compiled_call() -> tuple[int, PeakMemory]:
 
     def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
         graphs.append(graph)
-        return graph.forward  # type: ignore[no-any-return]  # torch types it as a tensor or a module
+        return graph.forward
 
     compiled = torch.compile(lambda x: torch.relu(x) * 2, backend=backend)
     x = torch.ones(2**22)
