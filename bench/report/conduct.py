@@ -13,11 +13,11 @@ from bench.report.view import View, without_paths
 from bench.units import bytes_
 
 COLUMNS = (
-    "waits for the device",
-    "same bits every time",
-    "deterministic path",
-    "kernel path",
-    "products over useful",
+    "waits",
+    "same bits",
+    "deterministic",
+    "path",
+    "products / useful",
     "workspace",
     "operators",
 )

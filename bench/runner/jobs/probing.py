@@ -100,6 +100,8 @@ def _judged(
     with gradients_dropped(shared):
         result = _MANNERS.get(probe.manner, _once)(layer, shared, routing)
         leaves_gradients = any(leaf.grad is not None for _, leaf in shared.leaves())
+    if probe.manner == "updated_weights" and layer.routes:
+        routing = _right_routing(layer, shared, truth)  # under the weights that the result is of
     gradients = {name: g for name, g in truth.gradients.items() if name in result.gradients}
     checked = _check(result, truth, gradients, shared, layer)
     if checked.fault:
