@@ -37,7 +37,8 @@ def compiled_table(view: View) -> CompiledTable | None:
     found = view.timed[view.timed["compile"] != "none"]
     if found.empty:
         return None
-    latency_s = {(row.workload_id, row.impl): float(row.latency_s) for row in view.timed.itertuples()}
+    known = view.timed[["workload_id", "impl", "latency_s"]].to_dict("records")
+    latency_s = {(row["workload_id"], row["impl"]): float(row["latency_s"]) for row in known}
     records = found.to_dict("records")
     reasons: dict[str, dict[str, None]] = {}
     for record in records:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 
@@ -56,7 +56,7 @@ def house_style(hash_salt: str | None = None) -> AbstractContextManager[None]:
     return mpl.rc_context(settings)  # type: ignore[arg-type] # keys are plain strings before matplotlib 3.11
 
 
-Marker = str | tuple[int, int, int]
+Marker = str | tuple[int, Literal[0, 1, 2], int]
 """matplotlib's code of a marker: a letter, or (points, 1, degrees) of a star."""
 
 
