@@ -24,73 +24,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 
+from bench.analysis.divisions import CaseLimit, Division, Limit
 from bench.analysis.roofline import Ceilings
 from bench.cases import Workload
 from bench.store.profiles import OperatorTime, Profile
-
-
-class Limit(StrEnum):
-    """Where the time of a case goes."""
-
-    COMPUTE = "compute"
-    MEMORY = "memory"
-    CACHE = "cache"
-    HOST = "host"
-    BELOW_ROOF = "below the roof"
-
-
-@dataclass(frozen=True, slots=True)
-class Division:
-    """The time of one stage, or of a whole case, by cause.
-
-    Attributes:
-        stage: name of the stage; empty for the whole case.
-        phase: ``forward`` or ``backward``; empty for the whole case.
-        seconds: by cause; they add up to the time.
-        below: the part of ``seconds[BELOW_ROOF]`` that is in kernels near a roof, by that roof.
-    """
-
-    stage: str
-    phase: str
-    seconds: dict[Limit, float] = field(default_factory=lambda: dict.fromkeys(Limit, 0.0))
-    below: dict[Limit, float] = field(default_factory=lambda: dict.fromkeys(Limit, 0.0))
-
-    def by_resource(self) -> dict[Limit, float]:
-        """The same time by what limits it: a kernel near its roof belongs to that roof as a whole."""
-        near = {limit: self.seconds[limit] + self.below[limit] for limit in Limit}
-        near[Limit.BELOW_ROOF] = self.seconds[Limit.BELOW_ROOF] - sum(self.below.values())
-        return near
-
-    @property
-    def limit(self) -> Limit:
-        """The resource that takes the most time."""
-        near = self.by_resource()
-        return max(Limit, key=lambda limit: near[limit])
-
-    @property
-    def share(self) -> float:
-        """Its share of the time."""
-        total = sum(self.seconds.values())
-        return self.by_resource()[self.limit] / total if total else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class CaseLimit:
-    """What limits a case.
-
-    Attributes:
-        whole: the case's time by cause.
-        stages: the stages' times by cause, as the profiler saw them.
-        sentence: the same in plain words, with what to try.
-    """
-
-    whole: Division
-    stages: Sequence[Division]
-    sentence: str
-
 
 NEAR = 0.25
 """Share of its time that a kernel spends at its roof at least, to be limited by that roof."""

@@ -13,9 +13,10 @@ import numpy as np
 
 from bench.analysis.comparisons import against, compare
 from bench.analysis.control import judge
+from bench.analysis.divisions import CaseLimit
 from bench.analysis.findings import gather
 from bench.analysis.frame import Timing, build_frame, percentiles
-from bench.analysis.limits import CaseLimit, find_limit
+from bench.analysis.limits import find_limit
 from bench.analysis.model import Analysis
 from bench.analysis.roofline import Ceilings
 from bench.analysis.scaling import fit_exponents

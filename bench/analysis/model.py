@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from bench.analysis.divisions import CaseLimit
     from bench.analysis.findings import Found
-    from bench.analysis.limits import CaseLimit
     from bench.store.profiles import Profile
     from bench.store.schema import RoutingFacts, RunInfo
 

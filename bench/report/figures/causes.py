@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from bench.analysis.limits import Division, Limit
+from bench.analysis.divisions import Division, Limit
 from bench.report.figures.canvas import Picture, finish, grid, headline
 from bench.report.profiles.cases import Profiled, drawn_workloads, seconds_of
 from bench.report.style import HOLLOW, INK, MUTED, TIME_UNITS, house_style, scale_for

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.analysis.limits import CaseLimit
+from bench.analysis.divisions import CaseLimit
 from bench.analysis.model import Estimate
 from bench.report.slices import evenly
 from bench.report.style import Look

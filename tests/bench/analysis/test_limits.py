@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from bench.analysis.limits import NEAR, CaseLimit, Limit, find_limit
+from bench.analysis.divisions import CaseLimit, Limit
+from bench.analysis.limits import NEAR, find_limit
 from bench.analysis.model import Estimate
 from bench.analysis.roofline import Ceilings
 from bench.cases import Workload

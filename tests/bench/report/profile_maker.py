@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis_maker import ROUTED
 
-from bench.analysis.limits import CaseLimit, Division, Limit
+from bench.analysis.divisions import CaseLimit, Division, Limit
 from bench.analysis.model import Analysis
 from bench.store.profiles import OperatorTime, Profile, StageTime, Tensors, Timeline
 from bench.store.schema import RoutingFacts
