@@ -49,7 +49,7 @@ def measured_and_model(impl: str, w: Workload) -> tuple[int, MemoryModel]:
         with torch.inference_mode(not train):
             y_TD: torch.Tensor = layer(x_TD)
         if train:
-            y_TD.backward(gradient_TD)
+            torch.autograd.backward(y_TD, gradient_TD)
         return y_TD
 
     loads = None

@@ -103,7 +103,7 @@ def test_the_memory_snapshot_balances_and_names_no_address_twice(profiled: Profi
 def test_torchs_own_viewer_opens_the_memory_snapshot(profiled: Profiled, tmp_path: Path) -> None:
     write_memory_snapshot(tmp_path / "memory.pickle", profiled.counted)
     snapshot = pickle.loads((tmp_path / "memory.pickle").read_bytes())
-    page = memory_viz.trace_plot(snapshot)
+    page = memory_viz.trace_plot(snapshot)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     assert page.startswith("\n<!DOCTYPE html>") or "<html" in page
-    words = memory_viz.trace(snapshot)
+    words = memory_viz.trace(snapshot)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     assert f"{len(snapshot['device_traces'][0])} entries" in words
