@@ -1,4 +1,4 @@
-"""The class on the page about your own layer: it passes the check, qualifies in a run, and fails as the page says."""
+"""The class on the pages that show a layer of one's own: it passes the check, qualifies in a run, and fails as the page says."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from bench.runner.jobs import perform
 from bench.runner.protocol import Answer, MaterialiseJob, QualifyJob, TruthJob
 from bench.store.schema import Status
 
-PAGE = Path(__file__).parents[3] / "docs" / "adding-an-implementation.md"
+ROOT = Path(__file__).parents[3]
+PAGES = (ROOT / "docs" / "adding-an-implementation.md", ROOT / "README.md")
 QUICK = ("--dtype", "fp32", "--tokens", "12")
 
 
-@pytest.fixture
-def source() -> str:
-    (found,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+@pytest.fixture(params=PAGES, ids=lambda page: page.name)
+def source(request: pytest.FixtureRequest) -> str:
+    (found,) = re.findall(r"```python\n(.*?)```", request.param.read_text(), re.DOTALL)
     assert len(found.splitlines()) <= 30, "the page promises a short class"
     return str(found)
 
