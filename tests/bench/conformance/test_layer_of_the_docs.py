@@ -1,4 +1,4 @@
-"""The class on the pages that show a layer of one's own: it passes the check, qualifies in a run, and fails as the page says."""
+"""The class that the pages show as a layer of one's own passes the check, qualifies, and fails as they say."""
 
 from __future__ import annotations
 
