@@ -23,8 +23,12 @@ class Theory(NamedTuple):
 
 _PADDED = ("scatter_gather", "einsum")
 _SORTED = ("grouped", "loop")
+_ONE_BY_ONE = (
+    "batched", "loop_indexed", "expert_choice", "hf_eager", "hf_batched_mm", "hf_grouped_mm", "pytorch_mixtures",
+)  # fmt: skip
+_ONE_HOT = ("einsum", "mixture_of_experts", "st_moe")
 _SINGLE = ("dense", "dense_total")
-_MEMBERS = ("ensemble", "ensemble_weighted")
+_MEMBERS = ("ensemble", "ensemble_weighted", "dense_masked")
 
 _ASSIGNMENTS = "every token costs the same experts' products: T\N{MIDDLE DOT}K\N{MIDDLE DOT}D\N{MIDDLE DOT}F"
 _DISPATCH = (
@@ -35,8 +39,8 @@ _SLOTS = "slots are c\N{MIDDLE DOT}T\N{MIDDLE DOT}K however many experts share t
 
 _LATENCY: dict[str, dict[str, Theory]] = {
     "num_tokens": {
-        **dict.fromkeys((*_SORTED, "scatter_gather"), Theory(1, _ASSIGNMENTS)),
-        "einsum": Theory(2, _DISPATCH),
+        **dict.fromkeys((*_SORTED, *_ONE_BY_ONE, "scatter_gather"), Theory(1, _ASSIGNMENTS)),
+        **dict.fromkeys(_ONE_HOT, Theory(2, _DISPATCH)),
         **dict.fromkeys(_SINGLE, Theory(1, "a feed-forward's products are linear in T")),
         **dict.fromkeys(_MEMBERS, Theory(1, "every member sees every token once")),
     },

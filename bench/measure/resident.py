@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.measure.proc import peak_resident_bytes, reset_peak, resident_bytes
@@ -39,12 +40,13 @@ def resident_growth_bytes(call: Callable[[], object]) -> int:
     _tune(libc, OWN_MAPPING_BYTES)
     try:
         with ThreadPoolExecutor(1) as executor:
-            return executor.submit(_growth_bytes, call, libc).result()
+            return executor.submit(_growth_bytes, call, libc, torch.get_num_threads()).result()
     finally:
         _tune(libc, LARGEST_THRESHOLD_BYTES)
 
 
-def _growth_bytes(call: Callable[[], object], libc: ctypes.CDLL) -> int:
+def _growth_bytes(call: Callable[[], object], libc: ctypes.CDLL, num_threads: int) -> int:
+    torch.set_num_threads(num_threads)  # OpenMP keeps the number by thread: a new one has the machine's default
     watch = _ResidentWatch()
     watching = nullcontext() if "torch._dynamo" in sys.modules else watch
     with watching:
