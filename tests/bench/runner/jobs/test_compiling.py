@@ -114,13 +114,19 @@ def test_breaks_are_explained_by_the_line_that_asks_for_a_value(tmp_path: Path, 
     assert (found.num_breaks > 0) == bool(line)
 
 
-def no_children() -> bool:
-    return not psutil.Process().children(recursive=True)
+def children() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+@pytest.fixture
+def others() -> set[int]:
+    """Processes that earlier tests keep, such as multiprocessing's own."""
+    return children()
 
 
 @pytest.mark.slow
 @compiles
-def test_a_compiled_layer_is_checked_and_described(tmp_path: Path) -> None:
+def test_a_compiled_layer_is_checked_and_described(tmp_path: Path, others: set[int]) -> None:
     """One graph in a train step: as right as any, compiled again for other sizes and not for other tokens."""
     w = workload(dtype="bfloat16", direction="train")
     folder = prepared(tmp_path, w)
@@ -140,7 +146,7 @@ def test_a_compiled_layer_is_checked_and_described(tmp_path: Path) -> None:
     assert found.conduct.num_operators is None
     assert {"explain", "check", "compile again"} <= set(announced)
     assert (tmp_path / compiling.KERNELS).is_dir()
-    assert no_children()
+    assert children() <= others
 
     torch.compiler.reset()  # as another process, which finds the kernels
     job = TimeJob(
@@ -155,12 +161,12 @@ def test_a_compiled_layer_is_checked_and_described(tmp_path: Path) -> None:
     plain, compiled = (timed.arms[one.id] for one in job.cases)
     assert len(plain.latency_s) == len(compiled.latency_s) >= 2
     assert announced.index("compile") < announced.index("warm-up")
-    assert no_children()
+    assert children() <= others
 
 
 @pytest.mark.slow
 @compiles
-def test_a_broken_graph_still_gives_the_right_result(tmp_path: Path) -> None:
+def test_a_broken_graph_still_gives_the_right_result(tmp_path: Path, others: set[int]) -> None:
     """Counts in Python: breaks, and compiling again for other tokens of the same number."""
     w = workload()
     answer, _ = do(QualifyJob(case=case("loop", w), folder=str(prepared(tmp_path, w))))
@@ -171,4 +177,4 @@ def test_a_broken_graph_still_gives_the_right_result(tmp_path: Path) -> None:
     assert facts.num_graph_breaks > 0
     assert facts.new_inputs[0].num_graphs > 0
     assert "tolist" in facts.break_reasons[0]
-    assert no_children()
+    assert children() <= others
