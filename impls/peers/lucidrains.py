@@ -11,6 +11,7 @@ Shapes: T tokens, D d_model, E experts, C slots of one expert.
 from __future__ import annotations
 
 import importlib
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -85,11 +86,13 @@ class GShardPeer(MoELayer):
             raise Unsupported(f"{self.package.name} routes by itself: it cannot be given expert ids")
         return super()._routed(x_TD, None)
 
+    @abstractmethod
     def _layer(self) -> Any:
-        raise NotImplementedError
+        """Their layer, not yet on our weights."""
 
+    @abstractmethod
     def _put_weights(self, theirs: Any) -> None:
-        raise NotImplementedError
+        """Give their layer our weights."""
 
 
 class _AllExperts(nn.Module):

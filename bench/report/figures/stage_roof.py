@@ -85,10 +85,7 @@ def stage_roof_picture(view: View, cases: Sequence[Profiled], slug_prefix: str =
             _mark(panel, mark, x, speed / size)
         panel.set_xlabel("operations a byte that its operators moved, FLOP/B")
         panel.set_ylabel(f"{unit}  (higher is better)")
-        panel.legend(
-            handles=_legend(marks), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, labelcolor=INK,
-            fontsize=8,
-        )  # fmt: skip
+        _draw_legend(panel, marks)
     title = "Roofline of the stages"
     headline(figure, title, view.slice_words)
     return finish(
@@ -140,10 +137,7 @@ def bandwidth_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = 
         panel.set_ylim(len(names) - 0.4, -0.6)
         panel.tick_params(axis="y", length=0)
         panel.set_xlabel(f"{unit} that its operators read and wrote  (further right is better)")
-        panel.legend(
-            handles=_legend(marks), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, labelcolor=INK,
-            fontsize=8,
-        )  # fmt: skip
+        _draw_legend(panel, marks)
     title = "Stages that only move bytes"
     headline(figure, title, view.slice_words)
     return finish(
@@ -178,10 +172,11 @@ def _mark(panel: Axes, mark: StageMark, x: float, y: float) -> None:
     )  # fmt: skip
 
 
-def _legend(marks: Sequence[StageMark]) -> list[Line2D]:
+def _draw_legend(panel: Axes, marks: Sequence[StageMark]) -> None:
+    """Stages by colour and implementations by shape, beside the panel."""
     stages = dict.fromkeys(mark.stage.stage for mark in marks)
     looks = {mark.case.impl: mark.case.look for mark in marks}
-    return [
+    handles = [
         *(
             Line2D([], [], color=STAGE_COLOURS.get(stage, STAGE_COLOURS["other"]), linewidth=5, label=stage)
             for stage in sorted(stages)
@@ -191,3 +186,6 @@ def _legend(marks: Sequence[StageMark]) -> list[Line2D]:
             for impl, look in looks.items()
         ),
     ]
+    panel.legend(
+        handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, labelcolor=INK, fontsize=8
+    )
