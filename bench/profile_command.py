@@ -103,14 +103,14 @@ def operator_table(profile: Profile, count: int) -> Table:
     shown = profile.operators[:count]
     rows = [_operator_row(operator, profile) for operator in shown]
     rest = profile.operators[count:]
-    seconds = sum(row.host_s if row.device_s is None else row.device_s for row in rest)
+    seconds = sum(row.seconds for row in rest)
     note = f"{len(rest)} more rows take {units.latency(seconds)}" if rest else ""
     headings = ["operator", "shapes", "stage", "phase", "calls", "time", "share", "rate", "bandwidth"]
     return Table("", headings, rows, note)
 
 
 def _operator_row(operator: OperatorTime, profile: Profile) -> list[str]:
-    seconds = operator.host_s if operator.device_s is None else operator.device_s
+    seconds = operator.seconds
     known = bool(seconds)
     return [
         operator.name,

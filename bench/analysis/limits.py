@@ -106,7 +106,7 @@ def _calling_s(operators: Sequence[OperatorTime]) -> float:
 
 def _divide(row: OperatorTime, into: Division, speeds: _Speeds) -> None:
     """Add an operator's time to its causes."""
-    time_s = row.host_s if row.device_s is None else row.device_s
+    time_s = row.seconds
     calls = max(1, row.calls)
     moved, existing = row.moved_bytes or 0, row.existing_bytes or 0
     made_fit = moved / calls <= speeds.cache_bytes
@@ -141,7 +141,7 @@ def _sentence(division: Division, profile: Profile, peak: float) -> str:
     products = [row for row in profile.operators if row.flops]
     if products and limit in (Limit.BELOW_ROOF, Limit.COMPUTE):
         most = products[0]
-        time_s = most.host_s if most.device_s is None else most.device_s
+        time_s = most.seconds
         if time_s:
             share = (most.flops or 0) / time_s / peak
             text += f" Its longest product, {most.name} of {most.shapes}, reaches {share:.0%} of the matrix peak."

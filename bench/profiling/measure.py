@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from torch.autograd.profiler import profile
 from torch.autograd.profiler_util import FunctionEvent
@@ -136,8 +137,8 @@ def _profile(sums: Breakdown, counted: Counted, plain_s: float, timeline: Timeli
         whole_s=sums.whole_s / calls,
         stages=[_stage(place, sums.stages[place], calls, stages[place], on_device) for place in _ordered(sums.stages)],
         experts=[_stage(p, sums.experts[p], calls, experts[p], on_device) for p in _ordered(sums.experts)],
-        operators=sorted([*rows[:MAX_OPERATORS], *_folded(folded)], key=_seconds, reverse=True),
-        left_out=(len(folded), sum(_seconds(row) for row in folded)),
+        operators=sorted([*rows[:MAX_OPERATORS], *_folded(folded)], key=attrgetter("seconds"), reverse=True),
+        left_out=(len(folded), sum(row.seconds for row in folded)),
         timeline=timeline,
     )
 
@@ -195,7 +196,7 @@ def _operators(sums: Breakdown, counted: Counted, *, on_device: bool) -> list[Op
                 existing_bytes=sum(entry.existing_bytes for entry in entries) if entries else None,
             )
         )
-    return sorted(rows, key=_seconds, reverse=True)
+    return sorted(rows, key=attrgetter("seconds"), reverse=True)
 
 
 def _folded(rows: Sequence[OperatorTime]) -> list[OperatorTime]:
@@ -223,7 +224,3 @@ def _sum(values: Iterable[int | None]) -> int | None:
     """Of what is known; None where nothing is."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
-
-
-def _seconds(row: OperatorTime) -> float:
-    return row.host_s if row.device_s is None else row.device_s

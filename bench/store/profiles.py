@@ -70,6 +70,11 @@ class OperatorTime(_Part):
     moved_bytes: int | None = None
     existing_bytes: int | None = None
 
+    @property
+    def seconds(self) -> float:
+        """Their time on the device where there is one, else on the host."""
+        return self.host_s if self.device_s is None else self.device_s
+
 
 class Tensors(_Part):
     """A tensor that was alive at the peak: its size, what it is for and which operator made it."""
