@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bench.store.schema import CaseRecord, Finding
+from bench.store.qualified import Finding
+from bench.store.schema import CaseRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from bench.analysis.roofline import Ceilings
 from bench.analysis.statistics import Floats, median_interval
 from bench.cases import LATER_FIELDS
 from bench.memory_model import PARTS
-from bench.store.schema import CaseRecord, EnergyRecord, Qualified
+from bench.store.qualified import Qualified
+from bench.store.schema import CaseRecord, EnergyRecord
 
 LAYER_COLUMNS = (
     "num_experts",
@@ -70,13 +71,13 @@ resolution and sampling; ``energy_j_per_token`` has the idle power in it, ``ener
 ``os_beyond_allocator_bytes`` is what the system saw above the allocator's peak: scratch of libraries, mostly.
 ``latency_p50_s`` to ``latency_p99_s`` are percentiles over the single calls of all processes:
 what a caller meets, noise of the machine included. See :func:`percentiles` for when there is one. ``num_operators``
-to ``findings`` are how the implementation behaves in one call (:class:`bench.store.schema.Conduct`): ``host_syncs`` on
-a CPU are those that it would have on a GPU; ``work_ratio`` is the operations of its matrix products over the useful
+to ``findings`` are how the implementation behaves in one call (:class:`bench.store.qualified.Conduct`): ``host_syncs``
+on a CPU are those that it would have on a GPU; ``work_ratio`` is the operations of its matrix products over the useful
 ones, so padding and one-hot products make it larger than 1; ``workspace_bytes`` is its peak above what any
 implementation must allocate; ``findings`` are the rules of lint that found something.
 The ``impl`` of a compiled case says so, and ``compile`` in which mode. ``compile_s`` to ``recompiles_same_shape`` are
-what the compiler made of it (:class:`bench.store.schema.Compiled`): ``recompiles`` counts the graphs compiled for two
-other numbers of tokens, ``recompiles_same_shape`` those compiled for as many other tokens. All are empty for what is
+what the compiler made of it (:class:`bench.store.qualified.Compiled`): ``recompiles`` counts the graphs compiled for
+two other numbers of tokens, ``recompiles_same_shape`` those compiled for as many other tokens. All are empty for what is
 not compiled.
 """
 PERCENTILES = {"latency_p50_s": 0.50, "latency_p90_s": 0.90, "latency_p99_s": 0.99}

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from bench.analysis.divisions import CaseLimit
     from bench.analysis.findings import Found
     from bench.store.profiles import Profile
-    from bench.store.schema import RoutingFacts, RunInfo
+    from bench.store.qualified import RoutingFacts
+    from bench.store.schema import RunInfo
 
 
 class Verdict(StrEnum):

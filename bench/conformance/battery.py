@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from bench.cases import Workload
-from bench.store.schema import Finding
+from bench.store.qualified import Finding
 from impls.spec import ROUTERS, LayerSpec
 
 Manner = Literal[

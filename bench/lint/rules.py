@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.measure.operators import Operators
-from bench.store.schema import Finding
+from bench.store.qualified import Finding
 from bench.units import bytes_
 
 LEAST_FULL_GRADIENTS = 4

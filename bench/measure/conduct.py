@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench.measure.device import Call, Device
 from bench.measure.operators import Operators, watch_operators
-from bench.store.schema import Conduct
+from bench.store.qualified import Conduct
 
 REPEATS = 3
 """Calls whose results are compared bit by bit."""

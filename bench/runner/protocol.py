@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from bench.cases import Case, Workload
 from bench.conformance.battery import Probe
 from bench.store.profiles import Profile
-from bench.store.schema import Arm, Disturbance, EnergyReading, Qualified, Status
+from bench.store.qualified import Qualified
+from bench.store.schema import Arm, Disturbance, EnergyReading, Status
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 

@@ -13,7 +13,7 @@ from bench.report.figures.canvas import Picture, finish, grid, headline
 from bench.report.slices import evenly
 from bench.report.style import INK, MUTED, house_style
 from bench.report.view import View, describe
-from bench.store.schema import RoutingFacts
+from bench.store.qualified import RoutingFacts
 
 MAX_PANELS = 6
 KEPT, DROPPED = "#56B4E9", "#D55E00"

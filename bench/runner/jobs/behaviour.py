@@ -12,7 +12,7 @@ from bench.lint import Situation, lint
 from bench.measure.conduct import observe
 from bench.measure.device import Device
 from bench.runner.jobs.shared import Shared, gradients_dropped, make_call
-from bench.store.schema import Conduct, RoutingFacts
+from bench.store.qualified import Conduct, RoutingFacts
 from impls.layer import MoELayer
 
 _COMPILED = "compiled code runs no operators that could be watched, and is made anew for other settings"

@@ -22,7 +22,7 @@ import torch
 from bench.cases import Case
 from bench.measure.device import Device
 from bench.runner.jobs.shared import Shared, gradients_dropped
-from bench.store.schema import NewInput
+from bench.store.qualified import NewInput
 from impls.layer import MoELayer, Unsupported
 from impls.routing import Routing
 

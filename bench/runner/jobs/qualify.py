@@ -26,7 +26,7 @@ from bench.runner.jobs.room import require_memory
 from bench.runner.jobs.shared import Shared, gradients_dropped, make_call, open_shared
 from bench.runner.jobs.truth import StoredTruth, read_truth
 from bench.runner.protocol import Announce, Answer, QualifyJob
-from bench.store.schema import Compiled, Qualified, RoutingFacts
+from bench.store.qualified import Compiled, Qualified, RoutingFacts
 from impls.layer import MoELayer
 from impls.routing import Routing
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.cases import VARIANTS, Case, Workload, uncompiled
+from bench.store.qualified import Qualified, RoutingFacts
 from bench.store.schema import (
     AnyRecord,
     Arm,
@@ -18,8 +19,6 @@ from bench.store.schema import (
     CeilingRecord,
     ControlRecord,
     NoteRecord,
-    Qualified,
-    RoutingFacts,
     RunInfo,
     SamplesRecord,
     Status,

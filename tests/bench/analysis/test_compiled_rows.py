@@ -15,7 +15,8 @@ from bench.report import write_report
 from bench.report.compiled import compiled_table
 from bench.report.style import TIMES, looks_for
 from bench.report.view import make_view
-from bench.store.schema import AnyRecord, Compiled, NewInput
+from bench.store.qualified import Compiled, NewInput
+from bench.store.schema import AnyRecord
 
 W = making.workload()
 COMPILED = Compiled(

@@ -24,7 +24,8 @@ from bench.console import Careful, print_summary, print_table
 from bench.errors import Exit
 from bench.plain_text import HARMFUL, cell, one_line, printable
 from bench.store.log import LOG_FILE, append, create_run, read_run
-from bench.store.schema import AnyRecord, NoteRecord, RoutingFacts, RunInfo, Status
+from bench.store.qualified import RoutingFacts
+from bench.store.schema import AnyRecord, NoteRecord, RunInfo, Status
 from bench.table import csv_text, short_table
 
 VISIBLE = "[bold red]x[/] <script>alert(1)</script> {{ 7 * 7 }} $\\frac{1}{0}$ | a\\b"

@@ -24,7 +24,8 @@ from bench.config import load_sweep
 from bench.console import data, print_summary
 from bench.errors import ResultsError
 from bench.store.log import append, create_run
-from bench.store.schema import AnyRecord, Disturbance, EnergyRecord, RoutingFacts, Status
+from bench.store.qualified import RoutingFacts
+from bench.store.schema import AnyRecord, Disturbance, EnergyRecord, Status
 from bench.table import short_table
 
 WORKLOAD = making.workload()

@@ -17,7 +17,8 @@ from bench.analysis.control import judge
 from bench.analysis.model import Comparison, Verdict, Winner
 from bench.analysis.winners import find_winners
 from bench.cases import Workload
-from bench.store.schema import CaseRecord, RoutingFacts, SamplesRecord
+from bench.store.qualified import RoutingFacts
+from bench.store.schema import CaseRecord, SamplesRecord
 
 WORKLOAD = making.workload()
 

@@ -12,18 +12,8 @@ from numpy.typing import NDArray
 
 from bench.cases import Case, Workload
 from bench.store import log
-from bench.store.schema import (
-    AnyRecord,
-    Arm,
-    CaseRecord,
-    ControlRecord,
-    EnergyRecord,
-    Qualified,
-    RoutingFacts,
-    RunInfo,
-    SamplesRecord,
-    Status,
-)
+from bench.store.qualified import Qualified, RoutingFacts
+from bench.store.schema import AnyRecord, Arm, CaseRecord, ControlRecord, EnergyRecord, RunInfo, SamplesRecord, Status
 from impls.spec import LayerSpec
 
 NOISE = Path(__file__).parents[2] / "data" / "noise" / "processes.jsonl"

@@ -14,7 +14,7 @@ from bench.measure import conduct
 from bench.measure.conduct import allocator, observe
 from bench.measure.cpu import CpuDevice
 from bench.measure.operators import Operators
-from bench.store.schema import Conduct
+from bench.store.qualified import Conduct
 
 X_TD = torch.randn(16, 8)
 WEIGHT_EFD = torch.randn(2, 4, 8)

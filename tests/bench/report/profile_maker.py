@@ -11,7 +11,7 @@ from analysis_maker import ROUTED
 from bench.analysis.divisions import CaseLimit, Division, Limit
 from bench.analysis.model import Analysis
 from bench.store.profiles import OperatorTime, Profile, StageTime, Tensors, Timeline
-from bench.store.schema import RoutingFacts
+from bench.store.qualified import RoutingFacts
 
 MB = 2**20
 

@@ -15,7 +15,8 @@ from bench.cases import Case, Workload
 from bench.report import write_report
 from bench.report.conduct import COLUMNS, make_conduct
 from bench.report.view import make_view
-from bench.store.schema import CaseRecord, Conduct, Finding, Qualified
+from bench.store.qualified import Conduct, Finding, Qualified
+from bench.store.schema import CaseRecord
 
 TRAP = Finding(rule="quadratic_indexing", evidence="32 gradients <of> full size", fix="take them apart once")
 

@@ -28,7 +28,8 @@ from bench.runner.protocol import (
     TruthJob,
 )
 from bench.store.profiles import Profile
-from bench.store.schema import Arm, EnergyReading, Qualified, Status
+from bench.store.qualified import Qualified
+from bench.store.schema import Arm, EnergyReading, Status
 
 SECONDS_A_ROUND = 1e-4
 

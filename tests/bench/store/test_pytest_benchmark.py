@@ -13,16 +13,8 @@ from bench.errors import ResultsError
 from bench.store import pytest_benchmark
 from bench.store.log import Run
 from bench.store.pytest_benchmark import KEY, ExtraInfo, LoopInfo, SuiteInfo, read_pytest_benchmark
-from bench.store.schema import (
-    CaseRecord,
-    Disturbance,
-    NoteRecord,
-    Qualified,
-    RoutingFacts,
-    RunInfo,
-    SamplesRecord,
-    Status,
-)
+from bench.store.qualified import Qualified, RoutingFacts
+from bench.store.schema import CaseRecord, Disturbance, NoteRecord, RunInfo, SamplesRecord, Status
 from impls.spec import LayerSpec
 
 WORKLOAD = Workload(layer=LayerSpec(d_model=8, d_ff=8, num_experts=2, top_k=1), num_tokens=8)

@@ -15,7 +15,8 @@ from bench.cases import Case, Compile, Workload
 from bench.runner.jobs import compiling, perform
 from bench.runner.jobs.shared import open_shared
 from bench.runner.protocol import Announce, Answer, Job, MaterialiseJob, QualifyJob, TimeJob, TruthJob
-from bench.store.schema import Compiled, Status
+from bench.store.qualified import Compiled
+from bench.store.schema import Status
 from impls.factory import build
 from impls.spec import LayerSpec
 

@@ -26,7 +26,8 @@ from bench.runner.protocol import (
     TimeJob,
     TruthJob,
 )
-from bench.store.schema import Qualified, Status
+from bench.store.qualified import Qualified
+from bench.store.schema import Status
 from impls.registry import ENTRIES, resolve
 from impls.spec import LayerSpec
 
