@@ -77,7 +77,7 @@ ones, so padding and one-hot products make it larger than 1; ``workspace_bytes``
 implementation must allocate; ``findings`` are the rules of lint that found something.
 The ``impl`` of a compiled case says so, and ``compile`` in which mode. ``compile_s`` to ``recompiles_same_shape`` are
 what the compiler made of it (:class:`bench.store.qualified.Compiled`): ``recompiles`` counts the graphs compiled for
-two other numbers of tokens, ``recompiles_same_shape`` those compiled for as many other tokens. All are empty for what is
+two other numbers of tokens, ``recompiles_same_shape`` those compiled for as many others. All are empty for what is
 not compiled.
 """
 PERCENTILES = {"latency_p50_s": 0.50, "latency_p90_s": 0.90, "latency_p99_s": 0.99}
