@@ -173,7 +173,8 @@ def test_nothing_is_left_behind_however_it_ends(
     in_a_folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     (in_a_folder / "b.py").write_text(LAYER)
-    command = [sys.executable, "-P", "-m", "bench.cli", "compare", "--interleave", "a.py", "b.py", *tiny(budget="60s")]
+    long = (*tiny(budget="30min"), "--processes", "1000")  # it cannot be over before the signal, however late that is
+    command = [sys.executable, "-P", "-m", "bench.cli", "compare", "--interleave", "a.py", "b.py", *long]
     place = in_a_folder / "scratch"
     process = subprocess.Popen(
         command,
@@ -182,21 +183,20 @@ def test_nothing_is_left_behind_however_it_ends(
         stderr=subprocess.PIPE,
     )
     try:
-        _until(lambda: any(place.glob("*/other-logs/2.log")), 60)  # the twin: both are being timed
-        started = _children(process.pid)
-        assert len(started) == 4, "a fork server, BASE, NEW and the twin"
+        _until(lambda: any(place.glob("*/other-logs/2.log")), 120)  # the twin: both are being timed
+        started = _children_when(4, process.pid)  # a fork server, BASE, NEW and the twin
         process.send_signal(number)
-        printed, told = process.communicate(timeout=30)
+        printed, told = process.communicate(timeout=60)
     finally:
         process.kill()
     assert (process.returncode, printed) == (code, b"")
+    _until(lambda: not any(map(_is_alive, started)), 60)
     if number is signal.SIGKILL:  # what is left is the next one's to delete
         monkeypatch.setattr(scratch, "STALE_AFTER_S", 0.0)
         assert len(scratch.remove_stale(place)) == 1
     else:
         assert b"a comparison that is not whole gives no verdict" in told
     assert list(place.iterdir()) == []
-    _until(lambda: not any(map(_is_alive, started)), 10)
 
 
 def _until(happened: Callable[[], bool], limit_s: float) -> None:
@@ -206,8 +206,13 @@ def _until(happened: Callable[[], bool], limit_s: float) -> None:
         time.sleep(0.02)
 
 
-def _children(pid: int) -> list[int]:
-    return [int(found) for found in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def _children_when(number: int, pid: int) -> list[int]:
+    """Its children, once there are so many: one may be about to start, and between two replicates there are fewer."""
+    deadline_s = time.monotonic() + 60
+    while len(found := Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) != number:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    return [int(child) for child in found]
 
 
 def _is_alive(pid: int) -> bool:
