@@ -18,7 +18,21 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class StageTime(_Part):
+class _Timed(_Part):
+    """What took time in a stage of one of the phases."""
+
+    phase: Literal["forward", "backward"]
+    stage: str
+    host_s: float
+    device_s: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """On the device where there is one, else on the host."""
+        return self.host_s if self.device_s is None else self.device_s
+
+
+class StageTime(_Timed):
     """One stage of a call, the mean over the profiled calls that count.
 
     Attributes:
@@ -34,18 +48,14 @@ class StageTime(_Part):
         moved_bytes: of its operators.
     """
 
-    phase: Literal["forward", "backward"]
-    stage: str
     expert: int | None = None
-    host_s: float
     idle_s: float
-    device_s: float | None = None
     launches: Count
     flops: Count
     moved_bytes: Count
 
 
-class OperatorTime(_Part):
+class OperatorTime(_Timed):
     """All calls of one operator with one set of shapes in one stage, the mean over the profiled calls that count.
 
     Attributes:
@@ -59,21 +69,12 @@ class OperatorTime(_Part):
         existing_bytes: the part of these that was there before the call: weights, tokens, the output's gradient.
     """
 
-    phase: Literal["forward", "backward"]
-    stage: str
     name: str
     shapes: str
     calls: Count
-    host_s: float
-    device_s: float | None = None
     flops: int | None = None
     moved_bytes: int | None = None
     existing_bytes: int | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Their time on the device where there is one, else on the host."""
-        return self.host_s if self.device_s is None else self.device_s
 
 
 class Tensors(_Part):

@@ -16,6 +16,7 @@ from importlib.resources import files
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -122,22 +123,24 @@ def enclosing(values: ArrayLike, bounds: ArrayLike) -> list[float]:
     return [max(low / 3, min(low, float(np.nanmin(reached)))), min(high * 3, max(high, float(np.nanmax(reached))))]
 
 
-def fraction(axes: Axes, y: float) -> float:
-    """Height of a data value in the panel, 0 at its foot and 1 at its top."""
-    low, high = axes.get_ylim()
-    if axes.get_yscale() == "log":
-        return float(np.log(y / low) / np.log(high / low))
-    return (y - low) / (high - low)
+def place(figure: Figure) -> None:
+    """Gives every panel its final place, without drawing."""
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
 
 
 def finish(figure: Figure, slug: str, title: str, caption: str, advice: str = "") -> Picture:
     """Draws the figure into its two formats; the same data gives the same bytes."""
     svg, png = io.StringIO(), io.BytesIO()
     with house_style(slug):
-        figure.draw_without_rendering()
+        place(figure)
         figure.set_layout_engine("none")  # one layout for both formats
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+        # each canvas draws once; `savefig` would draw everything twice for either format
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+        figure.set_dpi(200)
+        figure.set_facecolor("white")
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
     text = svg.getvalue().replace("<defs>", f"{_inks()}\n<defs>", 1)
     text = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", re.sub(r"\s*\n\s*", "\n", text))
     return Picture(slug, title, caption, text, png.getvalue(), advice)

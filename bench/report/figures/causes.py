@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from bench.analysis.divisions import Division, Limit
 from bench.report.figures.canvas import Picture, finish, grid, headline
-from bench.report.profiles.cases import Profiled, drawn_workloads, seconds_of
+from bench.report.profiles.cases import Profiled, drawn_workloads
 from bench.report.style import HOLLOW, INK, MUTED, TIME_UNITS, house_style, scale_for
 from bench.report.view import View
 from bench.units import latency
@@ -135,11 +135,11 @@ def stages_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = "")
 def _stage_bar(panel: Axes, row: int, case: Profiled, size: float, longest: float) -> None:
     """The stages, and the measured latency with its interval as far as ``longest``."""
     stages = sorted(case.profile.stages, key=lambda part: part.phase != "forward")
-    total = sum(map(seconds_of, stages))
+    total = sum(part.seconds for part in stages)
     scale = case.profile.plain_s / total if total else 0.0
     parts = [
         (
-            seconds_of(part) * scale,
+            part.seconds * scale,
             STAGE_COLOURS.get(part.stage, STAGE_COLOURS["other"]),
             1.0 if part.phase == "forward" else BACKWARD_ALPHA,
         )

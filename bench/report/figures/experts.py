@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from bench.analysis.statistics import Floats
 from bench.report.figures.canvas import Picture, finish, grid, headline
-from bench.report.profiles.cases import Profiled, drawn_workloads, seconds_of
+from bench.report.profiles.cases import Profiled, drawn_workloads
 from bench.report.style import MUTED, TIME_UNITS, house_style, scale_for
 from bench.report.view import View
 from bench.units import latency
@@ -38,7 +38,7 @@ def expert_times(case: Profiled) -> ExpertTimes | None:
     totals: defaultdict[int, Floats] = defaultdict(lambda: np.zeros(3))
     for part in case.profile.experts:
         if part.expert is not None and part.expert < len(loads):
-            totals[part.expert] += (case.scale * seconds_of(part), part.flops, part.moved_bytes)
+            totals[part.expert] += (case.scale * part.seconds, part.flops, part.moved_bytes)
     if not totals:
         return None
     experts = sorted(totals, key=lambda expert: loads[expert])

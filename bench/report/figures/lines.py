@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from bench.report.figures.canvas import Picture, enclosing, finish, fraction, grid, headline, log_axis
+from bench.report.figures.canvas import Picture, enclosing, finish, grid, headline, log_axis
 from bench.report.slices import Slice, evenly, slices
 from bench.report.style import (
     HOLLOW,
@@ -273,25 +273,21 @@ def _draw(
 def _label_ends(panel: Axes, looks: dict[str, Look], ends: dict[str, tuple[float, float]]) -> None:
     """Writes the name of each line to its right, spread apart, with a leader to the line's end."""
     names = list(ends)
-    heights = [fraction(panel, ends[name][1]) for name in names]
-    places = spread(heights, 0.085, 0.0, 1.0)
-    for name, place in zip(names, places, strict=True):
+    tips = (panel.transScale + panel.transLimits).transform([ends[name] for name in names])  # as shares of the panel
+    heights = spread([float(height) for _, height in tips], 0.085, 0.0, 1.0)
+    for name, (x, y), height in zip(names, tips, heights, strict=True):
+        # beneath the marks, so that it seems to begin at the edge of one
+        panel.plot(
+            [x, 1.04], [y, height], color=looks[name].colour, linewidth=0.8, transform=panel.transAxes, clip_on=False,
+            zorder=2.5,
+        )  # fmt: skip
         panel.annotate(
             name,
-            xy=ends[name],
-            xytext=(1.045, place),
-            textcoords="axes fraction",
+            xy=(1.045, height),
+            xycoords="axes fraction",
             va="center",
             size=8,
             color=MUTED if looks[name].baseline else INK,
             annotation_clip=False,
             parse_math=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": looks[name].colour,
-                "linewidth": 0.8,
-                "shrinkA": 1.0,
-                "shrinkB": 3.0,
-                "relpos": (0.0, 0.5),
-            },
         )

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from bench.report.figures.canvas import Picture, finish, grid, headline, log_axis
 from bench.report.figures.causes import STAGE_COLOURS
 from bench.report.figures.roof import FLOP_UNITS, draw_roofs
-from bench.report.profiles.cases import Profiled, case_words, drawn_workloads, seconds_of
+from bench.report.profiles.cases import Profiled, case_words, drawn_workloads
 from bench.report.style import INK, MUTED, house_style, scale_for
 from bench.report.view import View
 from bench.store.profiles import StageTime
@@ -38,10 +38,10 @@ class StageMark:
 def stage_marks(cases: Sequence[Profiled]) -> list[StageMark]:
     """Stages long enough to be judged."""
     return [
-        StageMark(case, stage, case.scale * seconds_of(stage))
+        StageMark(case, stage, case.scale * stage.seconds)
         for case in cases
         for stage in case.profile.stages
-        if seconds_of(stage) >= LEAST_SHARE * case.profile.whole_s and seconds_of(stage) > 0
+        if stage.seconds >= LEAST_SHARE * case.profile.whole_s and stage.seconds > 0
     ]
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from bench.analysis.pareto import front
-from bench.report.figures.canvas import Picture, enclosing, finish, grid, headline, log_axis
+from bench.report.figures.canvas import Picture, enclosing, finish, grid, headline, log_axis, place
 from bench.report.figures.memory import best_covered
 from bench.report.style import BYTE_UNITS, ENERGY_UNITS, HOLLOW, INK, MUTED, TIME_UNITS, house_style, scale_for
 from bench.report.view import View
@@ -67,17 +67,21 @@ def tradeoff_picture(view: View, first: Cost, second: Cost, slug_prefix: str = "
     scales = [scale_for(rows[cost.column], cost.units) for cost in (first, second)]
     sizes = scales[0][0], scales[1][0]
     figure, panels = grid(len(shown), min(2, len(shown)), _PANEL_IN)
+    drawn = []
     with house_style():
         for i, (panel, workload_id) in enumerate(zip(panels, shown, strict=True)):
             for which, cost, size in zip("xy", (first, second), sizes, strict=True):
                 extent = enclosing(rows[cost.column] / size, rows[[cost.column, *cost.bounds]] / size)
                 log_axis(panel, which, extent, pad=1.2)
             panel.set_title(view.workloads[workload_id], fontsize=9)
-            _draw(panel, view, rows[rows["workload_id"] == workload_id], (first, second), sizes)
+            drawn.append(_draw(panel, view, rows[rows["workload_id"] == workload_id], (first, second), sizes))
             if i % 2 == 0:
                 panel.set_ylabel(f"{second.label}, {scales[1][1]}{second.per}  (lower is better)")
             if i >= len(panels) - 2:
                 panel.set_xlabel(f"{first.label}, {scales[0][1]}{first.per}  (further left is better)")
+        place(figure)  # names stand where they cover nothing, which depends on the final size of the panels
+        for panel, (points, lines) in zip(panels, drawn, strict=True):
+            _name_points(panel, view, points, lines)
     title = f"{first.word} against {second.word.lower()}"
     headline(figure, title, view.slice_words)
     caption = (
@@ -92,8 +96,10 @@ def tradeoff_picture(view: View, first: Cost, second: Cost, slug_prefix: str = "
     return finish(figure, slug_prefix + slug, title, caption)
 
 
-def _draw(panel: Axes, view: View, rows: pd.DataFrame, costs: tuple[Cost, Cost], sizes: tuple[float, float]) -> None:
-    """Points with their intervals, the front among exact layers, and a name beside each point."""
+def _draw(
+    panel: Axes, view: View, rows: pd.DataFrame, costs: tuple[Cost, Cost], sizes: tuple[float, float]
+) -> tuple[list[tuple[str, float, float]], list[tuple[Point, Point]]]:
+    """Draws points with their intervals and the front among exact layers; gives the points by name, and the lines."""
     scaled = rows.assign(_x=rows[costs[0].column] / sizes[0], _y=rows[costs[1].column] / sizes[1])
     exact = scaled[(scaled["semantics"] == "moe") & scaled["exact"].astype(bool)]
     best = exact[front(exact["_x"], exact["_y"])].sort_values("_x")
@@ -124,14 +130,13 @@ def _draw(panel: Axes, view: View, rows: pd.DataFrame, costs: tuple[Cost, Cost],
                 zorder=4,
             )
             names.append((impl, x, y))
-    _name_points(panel, view, names, [*itertools.pairwise(steps), *whiskers])
+    return names, [*itertools.pairwise(steps), *whiskers]
 
 
 def _name_points(
     panel: Axes, view: View, names: list[tuple[str, float, float]], lines: list[tuple[Point, Point]]
 ) -> None:
     """Writes each name beside its point: the first place that covers no point, no name and no line."""
-    panel.figure.draw_without_rendering()  # type: ignore[union-attr] # places need the final layout; a Figure, never a SubFigure
     points_per_pixel = 72 / panel.figure.dpi
     placed = [panel.transData.transform((x, y)) * points_per_pixel for _, x, y in names]
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in placed]

@@ -13,7 +13,7 @@ from bench.analysis.model import Estimate
 from bench.report.slices import evenly
 from bench.report.style import Look
 from bench.report.view import View, without_paths
-from bench.store.profiles import OperatorTime, Profile, StageTime
+from bench.store.profiles import OperatorTime, Profile
 
 MAX_WORKLOADS = 4
 MAX_IMPLS = 8
@@ -89,11 +89,6 @@ class Profiled:
     def disturbed(self) -> bool:
         """Whether plain and profiled calls differ by more than a profiler explains."""
         return not STEADY[0] <= 1 / self.scale <= STEADY[1]
-
-
-def seconds_of(part: StageTime | OperatorTime) -> float:
-    """Where there is a device its time, else the host's, of the profiled call."""
-    return part.host_s if part.device_s is None else part.device_s
 
 
 def profiled_cases(view: View) -> list[Profiled]:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.report.profiles.cases import Profiled, seconds_of
+from bench.report.profiles.cases import Profiled
 from bench.store.profiles import OperatorTime
 from bench.units import latency
 
@@ -95,7 +95,7 @@ def grouped(case: Profiled) -> list[Group]:
         groups[row.phase, row.stage, row.name].append(row)
     found = []
     for (phase, stage, name), rows in groups.items():
-        seconds = case.scale * sum(map(seconds_of, rows))
+        seconds = case.scale * sum(row.seconds for row in rows)
         needed_s = None
         if case.roofs is not None:
             needed_s = sum(map(case.roofs.needed_s, rows)) or None
@@ -111,7 +111,7 @@ def grouped(case: Profiled) -> list[Group]:
                 moved_bytes=sum(row.moved_bytes or 0 for row in rows),
                 share=seconds / case.profile.plain_s if case.profile.plain_s else 0.0,
                 needed_s=needed_s,
-                rows=sorted(rows, key=seconds_of, reverse=True),
+                rows=sorted(rows, key=lambda row: row.seconds, reverse=True),
             )
         )
     return sorted(found, key=lambda group: -group.seconds)
@@ -121,7 +121,7 @@ def seconds_by_kind(case: Profiled) -> dict[str, float]:
     """The whole call by kind of work; they add up to the time of an unwatched call."""
     seconds = dict.fromkeys(KINDS, 0.0)
     for row in case.profile.operators:
-        seconds[kind_of(row)] += case.scale * seconds_of(row)
+        seconds[kind_of(row)] += case.scale * row.seconds
     seconds[IDLE] = max(0.0, case.profile.plain_s - sum(seconds.values()))
     return seconds
 

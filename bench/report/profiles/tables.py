@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.report.profiles.cases import Profiled, seconds_of
+from bench.report.profiles.cases import Profiled
 from bench.report.profiles.operators import KINDS, Group, grouped, seconds_by_kind
 from bench.report.style import TIMES, TO
 from bench.report.tables import Cell
@@ -67,9 +67,9 @@ def stage_table(group: Sequence[Profiled]) -> PivotTable:
 
 
 def _stage_cell(case: Profiled, part: StageTime) -> Cell:
-    if not (seconds_of(part) or part.launches):
+    if not (part.seconds or part.launches):
         return Cell(TO, kind="none")
-    seconds = case.scale * seconds_of(part)
+    seconds = case.scale * part.seconds
     details = [f"{part.launches:,} launches", f"{latency(case.scale * part.idle_s)} idle"]
     if part.device_s is not None:
         details.insert(0, f"host {latency(case.scale * part.host_s)}")
