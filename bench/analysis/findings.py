@@ -23,6 +23,13 @@ class Found:
     num_cases: int
     worst: Finding
 
+    @property
+    def sentence(self) -> str:
+        """The same in plain words, with what to do."""
+        count = f"{self.num_cases} cases, in the largest " if self.num_cases > 1 else ""
+        advice = self.worst.fix[0].upper() + self.worst.fix[1:]
+        return f"{self.impl} is slow for a known reason, {self.worst.rule}: {count}{self.worst.evidence}. {advice}."
+
 
 def gather(cases: Iterable[CaseRecord]) -> tuple[Found, ...]:
     """Every finding of a run's cases, in the order in which implementations and rules first appear."""

@@ -19,10 +19,11 @@ from bench.plain_text import one_line, printable
 from bench.report import words
 from bench.report.compiled import compiled_table
 from bench.report.conduct import make_conduct
+from bench.report.figures.axes import axis_title
 from bench.report.figures.canvas import Picture
 from bench.report.figures.crossover import crossover_picture
 from bench.report.figures.exponents import exponents_picture
-from bench.report.figures.lines import LATENCY, MANY_ROWS, THROUGHPUT, axis_picture, axis_title
+from bench.report.figures.lines import LATENCY, MANY_ROWS, THROUGHPUT, axis_picture
 from bench.report.figures.loads import loads, loads_picture
 from bench.report.figures.memory import memory_parts_picture, memory_picture
 from bench.report.figures.roof import roof_picture
@@ -173,6 +174,7 @@ def _run(view: View, pictures: Pictures, prefix: str) -> dict[str, Any]:
     """What the template says of one run."""
     analysis, info = view.analysis, view.analysis.info
     missing = words.gaps(view)
+    elsewhere = {NO_VERDICTS, analysis.control.sentence, *(one_line(found.sentence) for found in analysis.findings)}
     return {
         "prefix": prefix,
         "info": info,
@@ -187,7 +189,7 @@ def _run(view: View, pictures: Pictures, prefix: str) -> dict[str, Any]:
         "looks": view.looks,
         "heat": heat_table(view),
         "fixed": [(name.replace("_", " "), field_value(name, value)) for name, value in view.fixed.items()],
-        "warnings": [without_paths(w) for w in analysis.warnings if w not in (NO_VERDICTS, analysis.control.sentence)],
+        "warnings": [without_paths(w) for w in analysis.warnings if w not in elsewhere],
         "exponent_rows": exponent_rows(view),
         "mirrored": len(view.timed) > MANY_ROWS,
         "num_exponents": len(analysis.exponents),

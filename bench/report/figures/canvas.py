@@ -36,7 +36,7 @@ class Picture:
         slug: name of its files, and its place in the page.
         title: what it shows.
         caption: a plain sentence on how to read it.
-        advice: what to do about it; empty where the section's words say so.
+        advice: what to do about it, in one or two plain sentences.
         svg: the file's text; works on its own, in light and dark.
         png: the same at twice the size, on white.
     """
@@ -44,9 +44,9 @@ class Picture:
     slug: str
     title: str
     caption: str
+    advice: str
     svg: str
     png: bytes
-    advice: str = ""
 
     @property
     def inline_svg(self) -> str:
@@ -130,7 +130,7 @@ def place(figure: Figure) -> None:
     engine.execute(figure)
 
 
-def finish(figure: Figure, slug: str, title: str, caption: str, advice: str = "") -> Picture:
+def finish(figure: Figure, slug: str, title: str, caption: str, advice: str) -> Picture:
     """Draws the figure into its two formats; the same data gives the same bytes."""
     svg, png = io.StringIO(), io.BytesIO()
     with house_style(slug):
@@ -143,4 +143,4 @@ def finish(figure: Figure, slug: str, title: str, caption: str, advice: str = ""
         FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
     text = svg.getvalue().replace("<defs>", f"{_inks()}\n<defs>", 1)
     text = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", re.sub(r"\s*\n\s*", "\n", text))
-    return Picture(slug, title, caption, text, png.getvalue(), advice)
+    return Picture(slug, title, caption, advice, text, png.getvalue())

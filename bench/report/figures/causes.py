@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -46,40 +45,38 @@ def causes_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = "")
     shown = drawn_workloads(known)
     if not shown:
         return None
-    figure, panels = _bars(shown)
-    size, unit = scale_for([case.profile.plain_s for group in shown for case in group], TIME_UNITS)
-    with house_style():
-        for panel, group in zip(panels, shown, strict=True):
-            for row, case in enumerate(group):
-                assert case.limit is not None
-                resources = case.limit.whole.by_resource()
-                whole = sum(resources.values())
-                scale = case.profile.plain_s / whole if whole else 0.0
-                _bar(panel, row, [(scale * s, colour, alpha) for s, colour, alpha in _by_cause(case.limit.whole)], size)
-                largest = sorted(((s / whole, cause) for cause, s in resources.items() if whole), reverse=True)
-                words = [f"{100 * share:.0f} % {cause}" for share, cause in largest[:2] if share >= 0.05]
-                _note(panel, case.profile.plain_s / size, row, " · ".join(words + ["disturbed"] * case.disturbed))
-            _rows(panel, group, max(case.profile.plain_s for case in group) / size)
-        panels[-1].set_xlabel(f"{unit} of a call that nobody watches  (each panel has its own scale)")
-        patches = [Patch(color=colour, label=str(cause)) for cause, colour in CAUSE_COLOURS.items()]
-        patches.append(Patch(color=CAUSE_COLOURS[Limit.COMPUTE], alpha=PALE_ALPHA, label="paler: lost near that roof"))
-        figure.legend(handles=patches, loc="outside lower left", ncols=6, frameon=False, labelcolor=MUTED, fontsize=8)
-    title = "What limits each case"
-    headline(figure, title, view.slice_words)
-    return finish(
-        figure,
-        f"{slug_prefix}profile-limits",
-        title,
-        "A bar is one call, divided by what its time was needed for. Compute is what its matrix products need at this "
-        "machine's measured matrix peak; memory and cache what operators with more bytes than arithmetic need at the "
-        "measured bandwidths; paler beside them stands what kernels near that roof took beyond it. Host is time in "
-        "which no operator ran, and what calling operators costs. Below the roof is what is left: a kernel ran, far "
+    patches = [Patch(color=colour, label=str(cause)) for cause, colour in CAUSE_COLOURS.items()]
+    patches.append(Patch(color=CAUSE_COLOURS[Limit.COMPUTE], alpha=PALE_ALPHA, label="paler: lost near that roof"))
+    return _bars(
+        view,
+        shown,
+        draw=_cause_bar,
+        end_s=lambda case: case.profile.plain_s,
+        handles=patches,
+        slug=f"{slug_prefix}profile-limits",
+        title="What limits each case",
+        caption="A bar is one call, divided by what its time was needed for. Compute is what its matrix products need "
+        "at this machine's measured matrix peak; memory and cache what operators with more bytes than arithmetic need "
+        "at the measured bandwidths; paler beside them stands what kernels near that roof took beyond it. Host is time "
+        "in which no operator ran, and what calling operators costs. Below the roof is what is left: a kernel ran, far "
         "from anything that the machine can do. The longest stretch of one colour, pale part included, names the limit."
         f"{_cut(known, shown)}",
-        "A mostly dark blue bar is as good as it gets: only less arithmetic helps. Orange wants fewer bytes or fewer "
-        "passes, pink fewer operators or more tokens, and grey other shapes or another implementation. A long pale "
-        "part is what a better kernel could still win. The sentences below say it case by case.",
+        advice="A mostly dark blue bar is as good as it gets: only less arithmetic helps. Orange wants fewer bytes or "
+        "fewer passes, pink fewer operators or more tokens, and grey other shapes or another implementation. A long "
+        "pale part is what a better kernel could still win. The sentences below say it case by case.",
     )
+
+
+def _cause_bar(panel: Axes, row: int, case: Profiled, size: float, _: float) -> None:
+    """The causes, and beside them the two largest in words."""
+    assert case.limit is not None
+    resources = case.limit.whole.by_resource()
+    whole = sum(resources.values())
+    scale = case.profile.plain_s / whole if whole else 0.0
+    _bar(panel, row, [(scale * s, colour, alpha) for s, colour, alpha in _by_cause(case.limit.whole)], size)
+    largest = sorted(((s / whole, cause) for cause, s in resources.items() if whole), reverse=True)
+    words = [f"{100 * share:.0f} % {cause}" for share, cause in largest[:2] if share >= 0.05]
+    _note(panel, case.profile.plain_s / size, row, " · ".join(words + ["disturbed"] * case.disturbed))
 
 
 def _by_cause(division: Division) -> list[Part]:
@@ -97,43 +94,37 @@ def stages_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = "")
     shown = drawn_workloads(cases)
     if not shown:
         return None
-    figure, panels = _bars(shown)
-    size, unit = scale_for([case.profile.plain_s for group in shown for case in group], TIME_UNITS)
-    with house_style():
-        for panel, group in zip(panels, shown, strict=True):
-            end = max(max(case.profile.plain_s, case.latency.value if case.latency else 0.0) for case in group)
-            for row, case in enumerate(group):
-                _stage_bar(panel, row, case, size, 1.1 * end)
-            _rows(panel, group, end / size)
-        panels[-1].set_xlabel(f"{unit} of a call that nobody watches  (each panel has its own scale)")
-        present = {part.stage for case in cases for part in case.profile.stages}
-        phases = {part.phase for case in cases for part in case.profile.stages}
-        handles = [
-            *(Patch(color=colour, label=stage) for stage, colour in STAGE_COLOURS.items() if stage in present),
-            *([Patch(color="#8b949e", alpha=BACKWARD_ALPHA, label="paler: backward")] if "backward" in phases else []),
-            Line2D([], [], color=INK, marker="|", markersize=11, linewidth=0, label="measured latency"),
-        ]
-        figure.legend(handles=handles, loc="outside lower left", ncols=9, frameon=False, labelcolor=MUTED, fontsize=8)
-    title = "Where the time goes, stage by stage"
-    headline(figure, title, view.slice_words)
-    return finish(
-        figure,
-        f"{slug_prefix}profile-stages",
-        title,
-        "A bar is one call: route chooses experts, dispatch brings tokens to them, experts are the feed-forwards, "
-        "combine adds their outputs up, gradients adds to the weights' gradients, and other is what no stage claims. "
-        "Paler stretches are the backward pass. The stages were timed under the profiler, which slows them, and are "
-        "scaled so that they add up to a call that nobody watches; by how much is in the table. The upright mark is "
-        "the latency as this run timed it: far from the bar's end, the machine was in another state."
+    present = {part.stage for case in cases for part in case.profile.stages}
+    phases = {part.phase for case in cases for part in case.profile.stages}
+    handles = [
+        *(Patch(color=colour, label=stage) for stage, colour in STAGE_COLOURS.items() if stage in present),
+        *([Patch(color="#8b949e", alpha=BACKWARD_ALPHA, label="paler: backward")] if "backward" in phases else []),
+        Line2D([], [], color=INK, marker="|", markersize=11, linewidth=0, label="measured latency"),
+    ]
+    return _bars(
+        view,
+        shown,
+        draw=_stage_bar,
+        end_s=lambda case: max(case.profile.plain_s, case.latency.value if case.latency else 0.0),
+        handles=handles,
+        slug=f"{slug_prefix}profile-stages",
+        title="Where the time goes, stage by stage",
+        caption="A bar is one call: route chooses experts, dispatch brings tokens to them, experts are the "
+        "feed-forwards, combine adds their outputs up, gradients adds to the weights' gradients, and other is what no "
+        "stage claims. Paler stretches are the backward pass. The stages were timed under the profiler, which slows "
+        "them, and are scaled so that they add up to a call that nobody watches; by how much is in the table. The "
+        "upright mark is the latency as this run timed it: far from the bar's end, the machine was in another state."
         f"{_cut(cases, shown)}",
-        "Work on the longest stretch. Long dispatch and combine mean that moving tokens costs more than computing: "
-        "another implementation, or larger experts. Long experts are arithmetic or weights that are read, which the "
-        "picture before this one tells apart. Long gradients mean that weights' gradients are allocated or added up.",
+        advice="Work on the longest stretch. Long dispatch and combine mean that moving tokens costs more than "
+        "computing: another implementation, or larger experts. Long experts are arithmetic or weights that are read, "
+        "which the picture before this one tells apart. Long gradients mean that weights' gradients are allocated or "
+        "added up.",
     )
 
 
-def _stage_bar(panel: Axes, row: int, case: Profiled, size: float, longest: float) -> None:
-    """The stages, and the measured latency with its interval as far as ``longest``."""
+def _stage_bar(panel: Axes, row: int, case: Profiled, size: float, end_s: float) -> None:
+    """The stages, and the measured latency with its interval, as far as that does not leave the panel."""
+    longest = 1.1 * end_s
     stages = sorted(case.profile.stages, key=lambda part: part.phase != "forward")
     total = sum(part.seconds for part in stages)
     scale = case.profile.plain_s / total if total else 0.0
@@ -154,8 +145,33 @@ def _stage_bar(panel: Axes, row: int, case: Profiled, size: float, longest: floa
     _note(panel, end / size, row, latency(case.profile.plain_s) + " · disturbed" * case.disturbed)
 
 
-def _bars(shown: Sequence[Sequence[Profiled]]) -> tuple[Figure, list[Axes]]:
-    return grid(len(shown), 1, 0.62 + _ROW_IN * max(map(len, shown)), share_x=False)
+def _bars(
+    view: View,
+    shown: Sequence[Sequence[Profiled]],
+    *,
+    draw: Callable[[Axes, int, Profiled, float, float], None],
+    end_s: Callable[[Profiled], float],
+    handles: Sequence[Patch | Line2D],
+    slug: str,
+    title: str,
+    caption: str,
+    advice: str,
+) -> Picture:
+    """A panel a workload and a bar a case, drawn by ``draw(panel, row, case, seconds a unit, the longest end)``."""
+    figure, panels = grid(len(shown), 1, 0.62 + _ROW_IN * max(map(len, shown)), share_x=False)
+    size, unit = scale_for([case.profile.plain_s for group in shown for case in group], TIME_UNITS)
+    with house_style():
+        for panel, group in zip(panels, shown, strict=True):
+            end = max(map(end_s, group))
+            for row, case in enumerate(group):
+                draw(panel, row, case, size, end)
+            _rows(panel, group, end / size)
+        panels[-1].set_xlabel(f"{unit} of a call that nobody watches  (each panel has its own scale)")
+        figure.legend(
+            handles=list(handles), loc="outside lower left", ncols=9, frameon=False, labelcolor=MUTED, fontsize=8
+        )
+    headline(figure, title, view.slice_words)
+    return finish(figure, slug, title, caption, advice)
 
 
 def _bar(panel: Axes, row: int, parts: Sequence[Part], size: float) -> None:

@@ -72,7 +72,11 @@ def crossover_picture(view: View, slug_prefix: str = "") -> Picture | None:
     )
     if len(shown) < len(maps):
         caption += f" {len(shown)} of {len(maps)} slices are drawn; the table has all."
-    return finish(figure, f"{slug_prefix}crossover", title, caption)
+    advice = (
+        "Find the cell of your own workload and take its winner. In a hatched cell, or beside a change of colour, "
+        "choose by memory, or by the workload that you run most."
+    )
+    return finish(figure, f"{slug_prefix}crossover", title, caption, advice)
 
 
 def _leads(view: View) -> dict[str, float]:

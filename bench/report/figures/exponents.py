@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from bench.analysis.model import Exponent
+from bench.report.figures.axes import axis_title
 from bench.report.figures.canvas import Picture, finish, grid, headline
-from bench.report.figures.lines import axis_title
 from bench.report.slices import evenly
 from bench.report.style import HOLLOW, INK, MUTED, house_style
 from bench.report.view import View
@@ -56,7 +56,12 @@ def exponents_picture(view: View, slug_prefix: str = "") -> Picture | None:
         "operations tend to in the end: fixed costs of a call keep the fit below it, and where nothing is claimed "
         "there is none."
     )
-    return finish(figure, f"{slug_prefix}exponents", title, caption)
+    advice = (
+        "Do not carry a lead at small sizes to larger ones where the leader's mark lies right of another's: time the "
+        "size that you will use. Where the far end is right of the stroke, something besides the operations grows, and "
+        "a profile of the largest size says what."
+    )
+    return finish(figure, f"{slug_prefix}exponents", title, caption, advice)
 
 
 def _draw(panel: Axes, view: View, exponents: Sequence[Exponent], impls: Sequence[str]) -> None:

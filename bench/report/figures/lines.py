@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
+from bench.report.figures.axes import advice, axis_label, axis_title, how_to_follow
 from bench.report.figures.canvas import Picture, enclosing, finish, grid, headline, log_axis
 from bench.report.slices import Slice, evenly, slices
 from bench.report.style import (
@@ -24,7 +25,7 @@ from bench.report.style import (
     scale_for,
     spread,
 )
-from bench.report.view import CATEGORIES, FIELD_WORDS, View, describe, field_value
+from bench.report.view import CATEGORIES, View, describe, field_value
 
 MAX_PANELS = 9
 MAX_PANELS_OF_MANY = 4
@@ -103,18 +104,20 @@ def axis_picture(view: View, quantity: Quantity, axis: str, slug_prefix: str = "
             if i % num_columns == 0:
                 panel.set_ylabel(f"{unit}{quantity.per}  ({quantity.better})")
             if i >= len(panels) - num_columns:
-                panel.set_xlabel(_AXIS_WORDS.get(axis, axis))
+                panel.set_xlabel(axis_label(axis))
     title = f"{quantity.word} against {axis_title(axis)}"
     headline(figure, title, view.slice_words)
     cut = f" {len(shown)} of {num_slices} slices are drawn; the table has all." if len(shown) < num_slices else ""
     caption = (
-        f"{_follow(axis)}; {quantity.better}. Solid lines compute the layer, grey dashed ones are baselines that do "
-        "something else. The band is the interval: where none is seen it is narrower than the line, and a wide one "
+        f"{how_to_follow(axis)}; {quantity.better}. Solid lines compute the layer, grey dashed ones are baselines that "
+        "do something else. The band is the interval: where none is seen it is narrower than the line, and a wide one "
         "leaves the panel. "
         f"{'Both axes are' if scale.logarithmic else 'The vertical axis is'} logarithmic, and all panels share "
         f"theirs.{cut}"
     )
-    return finish(figure, f"{slug_prefix}{quantity.slug}-{axis.replace('_', '-')}", title, caption)
+    return finish(
+        figure, f"{slug_prefix}{quantity.slug}-{axis.replace('_', '-')}", title, caption, advice(axis, quantity.slug)
+    )
 
 
 def _with_bounds(frame: pd.DataFrame) -> pd.DataFrame:
@@ -127,37 +130,6 @@ def _with_bounds(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _num_columns(num_panels: int) -> int:
     return {1: 1, 2: 2, 4: 2}.get(num_panels, 3)
-
-
-_AXIS_WORDS = {
-    "capacity_factor": "capacity factor",
-    "num_experts": "number of experts",
-    "num_tokens": "number of tokens in a call",
-    "top_k": "top-k: experts a token is sent to",
-    "routing": "load imbalance: fullest expert over the mean load  (1 is even)",
-    "dtype": "number format",
-    "cache": "cache",
-}
-
-
-def axis_title(axis: str) -> str:
-    """What an axis is called in titles."""
-    return {"routing": "load imbalance", "dtype": "number format", "cache": "cache state"}.get(
-        axis, FIELD_WORDS.get(axis, axis)
-    )
-
-
-def _follow(axis: str) -> str:
-    """The sentence's beginning that says how to read an axis."""
-    if axis == "routing":
-        return (
-            "Each point is one routing, placed by how much fuller it made the fullest expert than the mean; follow one "
-            "colour to the right to see what skew costs"
-        )
-    if axis in CATEGORIES:
-        return "Follow one colour from setting to setting; the lines between have no meaning of their own"
-    larger = _AXIS_WORDS.get(axis, axis).split(":")[0]
-    return f"Follow one colour from left to right to see what a larger {larger} does"
 
 
 @dataclass(frozen=True)

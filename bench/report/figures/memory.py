@@ -75,7 +75,11 @@ def memory_picture(view: View, slug_prefix: str = "") -> Picture | None:
     )
     if len(shown) < len(view.workloads):
         caption += f" {len(shown)} of {len(view.workloads)} workloads are drawn; the table has all."
-    return finish(figure, f"{slug_prefix}memory", title, caption)
+    advice = (
+        "Weights and system's peak together must fit the memory that you have. A filled mark far right of the upright "
+        "line is padding and copies: take an implementation further left, a smaller capacity or fewer tokens a call."
+    )
+    return finish(figure, f"{slug_prefix}memory", title, caption, advice)
 
 
 def memory_parts_picture(view: View, slug_prefix: str = "") -> Picture | None:
@@ -108,7 +112,12 @@ def memory_parts_picture(view: View, slug_prefix: str = "") -> Picture | None:
         "gradients. The upright line is the peak that the allocator measured. Weights and the input come before the "
         "call and are not in it. Implementations without a model have no bar."
     )
-    return finish(figure, f"{slug_prefix}memory-parts", title, caption)
+    advice = (
+        "Work on the longest part: dispatched copies want a smaller capacity or grouped products, activations fewer "
+        "tokens a call or, in training, recomputing, and workspace fewer rows at once. Where bar and line differ, "
+        "believe the line."
+    )
+    return finish(figure, f"{slug_prefix}memory-parts", title, caption, advice)
 
 
 def _stack(panel: Axes, rows: pd.DataFrame, impls: list[str], size: float) -> None:

@@ -67,7 +67,12 @@ def roof_picture(view: View, slug_prefix: str = "") -> Picture | None:
         "counted from the routing that happened, the same for every implementation of the layer; hollow grey marks "
         f"are baselines with operations of their own.{cut}"
     )
-    return finish(figure, f"{slug_prefix}roofline", title, caption)
+    advice = (
+        "Near a slope, make the call move fewer bytes: a shorter number format, or more tokens for weights that are "
+        "read once. Near the flat roof, only less arithmetic helps; far below both, an implementation that wastes "
+        "less, more tokens a call, or larger experts."
+    )
+    return finish(figure, f"{slug_prefix}roofline", title, caption, advice)
 
 
 def draw_roofs(panel: Axes, view: View, device: str, threads: int, size: float) -> None:

@@ -53,4 +53,8 @@ def routing_picture(view: View, slug_prefix: str = "") -> Picture | None:
     )
     if len(ids) < len(view.workloads):
         caption += f" {len(ids)} of {len(view.workloads)} workloads are drawn; the table has all."
-    return finish(figure, f"{slug_prefix}routing", title, caption)
+    advice = (
+        "Drops are tokens that lose an expert: raise the capacity, or balance the router, until the model bears them. "
+        "Where the imbalance is large, avoid implementations that pad every expert to the fullest."
+    )
+    return finish(figure, f"{slug_prefix}routing", title, caption, advice)

@@ -49,7 +49,12 @@ def ratio_picture(view: View, slug_prefix: str = "") -> Picture | None:
         "the fastest of those that compute the layer, at 2 it takes twice the time. The tall tick is the median. "
         "Hollow grey marks are baselines: they compute something else, so they may stand left of 1 and never win."
     )
-    return finish(figure, f"{slug_prefix}overview", title, caption)
+    advice = (
+        "Start from the implementation whose marks lie furthest left, and look your own workload up in the table "
+        "below: where marks of two share a place, take either, or choose by memory. Marks far right of their tall tick "
+        "are workloads to avoid that implementation on."
+    )
+    return finish(figure, f"{slug_prefix}overview", title, caption, advice)
 
 
 def ceiling_picture(view: View, slug_prefix: str = "") -> Picture | None:
@@ -71,7 +76,12 @@ def ceiling_picture(view: View, slug_prefix: str = "") -> Picture | None:
         "in this run. Each mark is one workload, with its interval; the tall tick is the median. "
         "Hollow grey marks are baselines."
     )
-    return finish(figure, f"{slug_prefix}ceiling-share", title, caption)
+    where = "the profiles below say where" if view.analysis.profiles else "run again with --profile to see where"
+    advice = (
+        "Far left, the time goes into something else than useful work: try an implementation further right, more "
+        f"tokens a call, or fewer and larger experts; {where}. Near 100 % only less arithmetic or fewer bytes help."
+    )
+    return finish(figure, f"{slug_prefix}ceiling-share", title, caption, advice)
 
 
 def energy_picture(view: View, slug_prefix: str = "") -> Picture | None:
@@ -90,7 +100,12 @@ def energy_picture(view: View, slug_prefix: str = "") -> Picture | None:
         "Each mark is one workload; the line through it is the interval that the meter's resolution and sampling "
         "leave, and the tall tick is the median. Idle power is part of it. Hollow grey marks are baselines."
     )
-    return finish(figure, f"{slug_prefix}energy", title, caption)
+    advice = (
+        "Where energy ranks as time does, take the fastest: a shorter call also saves the idle power. Where a slower "
+        "one needs less, it is the choice under a limit of power; where intervals overlap, measure with a larger "
+        "--budget, which gives the meter longer."
+    )
+    return finish(figure, f"{slug_prefix}energy", title, caption, advice)
 
 
 def _extent(marks: list[_Mark]) -> list[float]:

@@ -93,7 +93,11 @@ def tradeoff_picture(view: View, first: Cost, second: Cost, slug_prefix: str = "
     if len(shown) < len(view.workloads):
         caption += f" {len(shown)} of {len(view.workloads)} workloads are drawn; the table has all."
     slug = "tradeoff" if (first, second) == TRADEOFFS[0] else f"tradeoff-{first.slug}-{second.slug}"
-    return finish(figure, slug_prefix + slug, title, caption)
+    advice = (
+        f"Choose on the line only: of the marks whose {second.label} you can afford, the one with the least "
+        f"{first.label}. Where one mark is the whole line, there is nothing to trade."
+    )
+    return finish(figure, slug_prefix + slug, title, caption, advice)
 
 
 def _draw(

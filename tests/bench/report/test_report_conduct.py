@@ -70,6 +70,13 @@ def test_the_page_names_the_trap_with_its_evidence_and_what_to_do(watched: Analy
     assert "what the same calls would do on a GPU" in section
 
 
+def test_what_lint_found_stands_on_the_page_once(watched: Analysis, tmp_path: Path) -> None:
+    warned = replace(watched, warnings=("The machine was busy.", *(found.sentence for found in watched.findings)))
+    text = write_report([warned], tmp_path).read_text()
+    assert text.count("32 gradients &lt;of&gt; full size") == 1
+    assert "The machine was busy." in text
+
+
 def test_a_run_without_such_figures_says_so(analysis_factory: Callable[..., Analysis], tmp_path: Path) -> None:
     analysis = analysis_factory(experts=(8,), top_ks=(2,), capacities=("none",))
     assert make_conduct(make_view(analysis)) is None
