@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from bench import units
 from bench.cases import Case, Workload
@@ -19,6 +21,12 @@ if TYPE_CHECKING:  # the analysis loads pandas, which listings do without
 
 AXES = (*LayerSpec.__dataclass_fields__, *(name for name in Workload.model_fields if name != "layer"))
 SHORT = {"num_experts": "experts", "num_tokens": "tokens", "capacity_factor": "capacity"}
+ALWAYS_SAID = ("capacity_factor", "dtype", "device", "direction", "threads")
+"""Axes without which no time means anything, also where they are as by default."""
+DEFAULTS = {
+    **{field.name: field.default for field in dataclasses.fields(LayerSpec)},
+    **{name: field.get_default() for name, field in Workload.model_fields.items()},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +43,23 @@ def short_table(analysis: Analysis) -> Table:
     """The rows of a run in the order of its cases."""
     frame = analysis.frame
     varying = [name for name in AXES if frame[name].astype(str).nunique() > 1]
-    held = [f"{SHORT.get(name, name)} {frame[name].iloc[0]}" for name in AXES if name not in varying and len(frame)]
-    held = [*filter(None, [analysis.info.label]), *held]
+    held = held_equal({name: str(frame[name].iloc[0]) for name in AXES if name not in varying and len(frame)})
     headings = ["impl", *(SHORT.get(name, name) for name in varying), "latency", "± %", "throughput"]
     headings += ["peak memory", "time / best", "verdict or reason"]
     rows = []
     for row in frame.to_dict("records"):
         cells = [str(row["impl"]), *(str(row[name]) for name in varying)]
         rows.append([*cells, *_measured(row, withheld=not analysis.control.passed)])
-    return Table(", ".join(held), headings, rows)
+    return Table(", ".join(filter(None, [analysis.info.label, held])), headings, rows)
+
+
+def held_equal(values: Mapping[str, str]) -> str:
+    """What is the same in every row, in words: what says something, and how many others are as by default."""
+    said = {name: value for name, value in values.items() if name in ALWAYS_SAID or value != _text(DEFAULTS[name])}
+    words = [f"{SHORT.get(name, name)} {value}" for name, value in said.items()]
+    if others := len(values) - len(said):
+        words.append(f"{others} other{'s' * (others != 1)} as by default")
+    return ", ".join(words)
 
 
 def workload_names(frame: pd.DataFrame) -> dict[str, str]:
@@ -60,7 +76,7 @@ def sweep_table(cases: Sequence[Case]) -> Table:
     """The cases of a sweep that is still to be measured."""
     points = [{"impl": case.label, **_axes(case.workload)} for case in cases]
     varying = [name for name in AXES if len({point[name] for point in points}) > 1]
-    held = ", ".join(f"{SHORT.get(name, name)} {points[0][name]}" for name in AXES if name not in varying)
+    held = held_equal({name: points[0][name] for name in AXES if name not in varying})
     headings = ["impl", *(SHORT.get(name, name) for name in varying)]
     rows = [[point[name] for name in ("impl", *varying)] for point in points]
     reasons = [case.workload.layer.impossible or "" for case in cases]
@@ -73,7 +89,11 @@ def sweep_table(cases: Sequence[Case]) -> Table:
 def _axes(workload: Workload) -> dict[str, str]:
     """The workload's fields as text, the layer's among them."""
     values = workload.layer.to_dict() | workload.model_dump(exclude={"layer"})
-    return {name: "none" if value is None else str(value) for name, value in values.items()}
+    return {name: _text(value) for name, value in values.items()}
+
+
+def _text(value: object) -> str:
+    return "none" if value is None else str(value)
 
 
 def markdown(table: Table) -> str:
@@ -85,13 +105,20 @@ def markdown(table: Table) -> str:
 
 def csv_text(frame: pd.DataFrame) -> str:
     """The frame as comma-separated values, which neither a terminal nor a spreadsheet takes for commands."""
+    text = io.StringIO()
+    write_csv(frame, text)
+    return text.getvalue()
+
+
+def write_csv(frame: pd.DataFrame, file: IO[str], *, header: bool = True) -> None:
+    """Writes what :func:`csv_text` gives, piece by piece: the text of a large run is larger than its frame."""
     safe = frame.copy(deep=False)
     for column in safe.select_dtypes(exclude="number"):
         texts = (value for value in safe[column].unique() if isinstance(value, str))
         changed = {text: shown for text in texts if (shown := cell(text)) != text}
         if changed:
             safe[column] = [changed.get(value, value) for value in safe[column]]
-    return safe.to_csv(index=False)
+    safe.to_csv(file, index=False, header=header)
 
 
 def _measured(row: Mapping[Hashable, Any], *, withheld: bool) -> list[str]:

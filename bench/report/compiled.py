@@ -72,8 +72,8 @@ def _row(view: View, record: dict[Hashable, Any], latency_s: dict[tuple[Any, Any
 
 
 def _verdict(view: View, workload_id: str, impl: str, base: str) -> str:
-    one: Comparison | None = view.comparisons.get((workload_id, impl, base))
-    turned = view.comparisons.get((workload_id, base, impl))
+    one: Comparison | None = view.comparison(workload_id, impl, base)
+    turned = view.comparison(workload_id, base, impl)
     if one is not None:
         return one.verdict.value
     if turned is None:

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bench.plain_text import one_line, printable
@@ -35,7 +35,7 @@ from bench.report.profiles.section import ProfileSection, make_section
 from bench.report.side import side_by_side
 from bench.report.skew import skew_costs
 from bench.report.slices import shown_axes
-from bench.report.tables import Cell, Column, exponent_rows, failures, heat_table, row_table
+from bench.report.tables import exponent_rows, failures, heat_table, row_table
 from bench.report.view import View, field_value, without_paths
 from bench.store.pytest_benchmark import NO_VERDICTS, SOURCE
 from bench.units import latency, percent, rate
@@ -123,51 +123,44 @@ def draw(view: View, prefix: str) -> Pictures:
 
 def render(views: Sequence[View], pictures: Sequence[Pictures], prefixes: Sequence[str]) -> str:
     """The page's text, below :data:`MAX_PAGE_BYTES`: where it would be larger, it carries fewer rows."""
+    template, told = _template(), _told(views, pictures, prefixes)
     columns, rows = row_table(views)
-    page = _fill(views, pictures, prefixes, columns, rows)
+    numeric = [i for i, column in enumerate(columns, start=1) if column.numeric]  # they stand together
+    told |= {"columns": columns, "numeric_columns": (numeric[0], numeric[-1]) if numeric else (1, 0)}
+    page = template.render(rows=rows, **told)
     while len(page.encode()) > MAX_PAGE_BYTES and rows:
         rows = rows[: len(rows) // 2]
-        page = _fill(views, pictures, prefixes, columns, rows)
+        page = template.render(rows=rows, **told)
     return page
 
 
-def _fill(
-    views: Sequence[View],
-    pictures: Sequence[Pictures],
-    prefixes: Sequence[str],
-    columns: Sequence[Column],
-    rows: Sequence[Sequence[Cell]],
-) -> str:
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("bench.report", "assets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["seconds"] = latency
     environment.filters["safe_svg"] = Markup  # matplotlib escapes the text that it writes into an SVG
-    numeric = [i for i, column in enumerate(columns, start=1) if column.numeric]  # they stand together
-    frame_impls = [impl for view in views for impl in view.looks]
-    return environment.get_template(
-        "index.html.j2"
-    ).render(
-        title=f"{words.headline(views[0])} · moebench",
-        css=Markup(_style_sheet()),  # noqa: S704 - our own file
-        js=Markup(_asset("report.js")),  # noqa: S704 - our own file
-        contents=[
-            (prefixes[0] + id_, text) for id_, text in _CONTENTS if id_ != "profiles" or pictures[0].profile is not None
-        ]
-        + [(f"{prefix}verdicts", f"Run {i}") for i, prefix in enumerate(prefixes[1:], start=2)]
-        + [("all-rows-section", "Every row")],
-        side=side_by_side(views),
-        runs=[_run(*of_run) for of_run in zip(views, pictures, prefixes, strict=True)],
-        inlined=_inlined(pictures),
-        max_sentences=words.MAX_SENTENCES,
-        columns=columns,
-        rows=rows,
-        numeric_columns=(numeric[0], numeric[-1]) if numeric else (1, 0),
-        num_rows=sum(len(view.frame) for view in views),
-        impls=list(dict.fromkeys(frame_impls)),
-        statuses=sorted({str(status) for view in views for status in view.frame["status"]}),
-        version=importlib.metadata.version("moebench"),
-    )
+    return environment.get_template("index.html.j2")
+
+
+def _told(views: Sequence[View], pictures: Sequence[Pictures], prefixes: Sequence[str]) -> dict[str, Any]:
+    """Everything that the template says, but for the rows."""
+    contents = [(prefixes[0] + id_, text) for id_, text in _CONTENTS if id_ != "profiles" or pictures[0].profile]
+    contents += [(f"{prefix}verdicts", f"Run {i}") for i, prefix in enumerate(prefixes[1:], start=2)]
+    return {
+        "title": f"{words.headline(views[0])} · moebench",
+        "css": Markup(_style_sheet()),  # noqa: S704 - our own file
+        "js": Markup(_asset("report.js")),  # noqa: S704 - our own file
+        "contents": [*contents, ("all-rows-section", "Every row")],
+        "side": side_by_side(views),
+        "runs": [_run(*of_run) for of_run in zip(views, pictures, prefixes, strict=True)],
+        "inlined": _inlined(pictures),
+        "max_sentences": words.MAX_SENTENCES,
+        "num_rows": sum(len(view.frame) for view in views),
+        "impls": list(dict.fromkeys(impl for view in views for impl in view.looks)),
+        "statuses": sorted({str(status) for view in views for status in view.frame["status"].unique()}),
+        "version": importlib.metadata.version("moebench"),
+    }
 
 
 def _run(view: View, pictures: Pictures, prefix: str) -> dict[str, Any]:

@@ -28,19 +28,20 @@ def slices(frame: pd.DataFrame, axis: str, limit: int | None = None) -> tuple[li
 
     With a limit at most so many are given: of those with the most values of the axis, evenly spaced ones.
     """
-    if frame.empty or frame[axis].nunique() < 2:
+    workloads = frame.drop_duplicates("workload_id")  # far fewer than rows
+    if workloads[axis].nunique() < 2:
         return [], 0
-    others = [name for name in WORKLOAD_FIELDS if name != axis and frame[name].nunique(dropna=False) > 1]
+    others = [name for name in WORKLOAD_FIELDS if name != axis and workloads[name].nunique(dropna=False) > 1]
     if not others:
         return [Slice({}, frame)], 1
-    groups = frame.groupby(others, sort=True, dropna=False)
+    groups = workloads.groupby(others, sort=True, dropna=False)
     number = groups.ngroup().to_numpy()
     counts = groups[axis].nunique().to_numpy()
     found = [i for i, count in enumerate(counts) if count > 1]
     chosen = found
     if limit is not None and len(found) > limit:
         chosen = evenly([i for i in found if counts[i] == counts.max()], limit)
-    pieces = [frame[number == i] for i in chosen]
+    pieces = [frame[frame["workload_id"].isin(workloads["workload_id"][number == i])] for i in chosen]
     return [Slice({name: rows.iloc[0][name] for name in others}, rows) for rows in pieces], len(found)
 
 

@@ -86,11 +86,9 @@ def heat_table(view: View) -> Table:
 
 def row_table(views: Sequence[View], limit: int = MAX_ROWS) -> tuple[list[Column], list[list[Cell]]]:
     """The columns that say something, and every row or the first ``limit`` of them, timed ones first."""
-    frame = pd.concat([view.frame.assign(run=view.analysis.info.run_id) for view in views], ignore_index=True)
-    varying = [name for name in WORKLOAD_FIELDS if frame[name].nunique(dropna=False) > 1]
-    if len(frame) > limit:
-        timed = frame["latency_s"].notna()
-        frame = frame.assign(_late=~timed).sort_values("_late", kind="stable").head(limit)
+    fields = pd.concat([view.frame.drop_duplicates("workload_id")[list(WORKLOAD_FIELDS)] for view in views])
+    varying = [name for name in WORKLOAD_FIELDS if fields[name].nunique(dropna=False) > 1]
+    frame = _first_rows(views, limit)
     text = ["run"] * (len(views) > 1) + ["impl", *(name for name in varying if name not in AXES), "status"]
     columns = [Column(name, name.replace("impl", "implementation"), numeric=False) for name in text]
     getters: list[Callable[[dict[Hashable, Any]], Cell]] = [_text(name) for name in text]
@@ -129,6 +127,17 @@ def row_table(views: Sequence[View], limit: int = MAX_ROWS) -> tuple[list[Column
         columns.append(Column("reason", "reason", numeric=False))
         getters.append(_text("reason"))
     return columns, [[get(row) for get in getters] for row in frame.to_dict("records")]
+
+
+def _first_rows(views: Sequence[View], limit: int) -> pd.DataFrame:
+    """The rows of all runs with the run's name, or the first ``limit`` of them, timed ones first."""
+    frames = [view.frame.assign(run=view.analysis.info.run_id) for view in views]
+    if sum(map(len, frames)) > limit:
+        timed = [frame["latency_s"].notna() for frame in frames]
+        frames = [frame[mask].head(limit) for frame, mask in zip(frames, timed, strict=True)] + [
+            frame[~mask].head(limit) for frame, mask in zip(frames, timed, strict=True)
+        ]
+    return pd.concat(frames, ignore_index=True).head(limit)
 
 
 def exponent_rows(view: View) -> list[list[Cell]]:

@@ -65,6 +65,12 @@ def without_paths(text: str) -> str:
     return _ABSOLUTE_PATH.sub(lambda match: match[1] or "…", text)
 
 
+def shareable(texts: pd.Series[str]) -> pd.Series[str]:
+    """A column of texts without paths; what is no text stays. Reasons repeat, so each is looked at once."""
+    shown = {text: without_paths(text) for text in texts.unique() if isinstance(text, str)}
+    return texts.map(lambda text: shown.get(text, text))
+
+
 def short_names(names: Iterable[str]) -> dict[str, str]:
     """A name to print for each implementation: ``any/folder/layer.py:Mine`` is ``layer.py:Mine``; never two alike."""
     result: dict[str, str] = {}
@@ -135,7 +141,7 @@ class View:
         varying: fields of the workload that take more than one value, most important first.
         workloads: id -> words that tell it from the others of this run, in the order of the sweep's axes.
         winners: workload id -> outcome.
-        comparisons: (workload id, implementation, base) -> comparison, names printable, both orders.
+        comparisons: workload id -> its pairs, as the analysis has them.
     """
 
     analysis: Analysis
@@ -145,7 +151,7 @@ class View:
     varying: tuple[str, ...]
     workloads: dict[str, str]
     winners: dict[str, Winner]
-    comparisons: dict[tuple[str, str, str], Comparison]
+    comparisons: dict[str, list[Comparison]]
 
     @property
     def fixed(self) -> dict[str, Any]:
@@ -174,11 +180,16 @@ class View:
 
     def ratio(self, workload_id: str, impl: str, base: str) -> Estimate | None:
         """Latency of ``impl`` over that of ``base`` with its paired interval, or None where there is no pair."""
-        if (found := self.comparisons.get((workload_id, impl, base))) is not None:
+        if (found := self.comparison(workload_id, impl, base)) is not None:
             return found.ratio
-        if (turned := self.comparisons.get((workload_id, base, impl))) is not None:
+        if (turned := self.comparison(workload_id, base, impl)) is not None:
             return Estimate(1 / turned.ratio.value, 1 / turned.ratio.high, 1 / turned.ratio.low)
         return None
+
+    def comparison(self, workload_id: str, impl: str, base: str) -> Comparison | None:
+        """The pair of two printable names in this order, or None where there is none."""
+        pairs = self.comparisons.get(workload_id, ())
+        return next((c for c in pairs if (self.names[c.impl], self.names[c.base]) == (impl, base)), None)
 
     def fastest(self, workload_id: str) -> str | None:
         """What others are compared with on one workload: the winner, else the first contender."""
@@ -191,19 +202,21 @@ class View:
 
 def make_view(analysis: Analysis) -> View:
     """Makes an analysis ready for the report; the analysis itself is not changed."""
-    frame = analysis.frame.copy()
+    frame = analysis.frame.copy(deep=False)  # whole columns are exchanged, and the others shared
     names = short_names(frame["impl"].unique())
     frame["capacity_factor"] = [capacity_value(value) for value in frame["capacity_factor"]]
     frame["impl"] = frame["impl"].map(names)
-    frame["reason"] = [without_paths(reason) if isinstance(reason, str) else "" for reason in frame["reason"]]
+    frame["reason"] = shareable(frame["reason"].fillna(""))
     varying = tuple(name for name in WORKLOAD_FIELDS if frame[name].nunique(dropna=False) > 1)
     by = list(varying) or ["workload_id"]
     unique = frame.drop_duplicates("workload_id").sort_values(by, kind="stable")
     shown = unique[list(varying)].to_dict("records")
     words = [describe(fields) or "the only workload" for fields in ({str(k): v for k, v in f.items()} for f in shown)]
-    semantics: dict[str, str] = {}
-    for impl, meaning in zip(frame["impl"], frame["semantics"], strict=True):
-        semantics.setdefault(impl, meaning if isinstance(meaning, str) and meaning else "moe")
+    firsts = frame.drop_duplicates("impl")[["impl", "semantics"]].itertuples(index=False)
+    semantics = {impl: meaning if isinstance(meaning, str) and meaning else "moe" for impl, meaning in firsts}
+    comparisons: dict[str, list[Comparison]] = {}
+    for comparison in analysis.comparisons:
+        comparisons.setdefault(comparison.workload_id, []).append(comparison)
     return View(
         analysis=analysis,
         frame=frame,
@@ -212,5 +225,5 @@ def make_view(analysis: Analysis) -> View:
         varying=varying,
         workloads=dict(zip(unique["workload_id"], words, strict=True)),
         winners={winner.workload_id: winner for winner in analysis.winners},
-        comparisons={(c.workload_id, names[c.impl], names[c.base]): c for c in analysis.comparisons},
+        comparisons=comparisons,
     )

@@ -13,8 +13,8 @@ from bench.errors import RequestError, ResultsError
 from bench.report.page import draw, render
 from bench.report.profiles.export import profile_table
 from bench.report.profiles.section import ProfileSection
-from bench.report.view import View, make_view, short_names, without_paths
-from bench.table import csv_text
+from bench.report.view import View, make_view, shareable, short_names
+from bench.table import csv_text, write_csv
 
 
 def write_report(analyses: Sequence[Analysis], out: Path) -> Path:
@@ -44,7 +44,9 @@ def write_report(analyses: Sequence[Analysis], out: Path) -> Path:
         for picture in (picture for of_run in pictures for picture in of_run.every):
             (out / f"{picture.slug}.svg").write_text(picture.svg, encoding="utf-8")
             (out / f"{picture.slug}.png").write_bytes(picture.png)
-        (out / "data.csv").write_text(csv_text(_data(shown)), encoding="utf-8")
+        with (out / "data.csv").open("w", encoding="utf-8", newline="") as file:
+            for number, analysis in enumerate(shown):
+                write_csv(_data(analysis, with_run=len(shown) > 1), file, header=number == 0)
         _write_profiles([(view, found.profile) for view, found in zip(views, pictures, strict=True)], out)
         index = out / "index.html"
         index.write_text(page, encoding="utf-8")
@@ -70,15 +72,12 @@ def _write_profiles(found: Sequence[tuple[View, ProfileSection | None]], out: Pa
     (out / "profiles.csv").write_text(csv_text(pd.concat(tables, ignore_index=True)), encoding="utf-8")
 
 
-def _data(analyses: Sequence[Analysis]) -> pd.DataFrame:
-    """The rows of all runs with the columns of ``moebench show --csv``; several runs have a ``run_id`` in front."""
-    frames = []
-    for analysis in analyses:
-        frame = analysis.frame.copy()
-        frame["impl"] = frame["impl"].map(short_names(frame["impl"].unique()))
-        for name in ("reason", "gaps"):
-            frame[name] = [without_paths(text) if isinstance(text, str) else text for text in frame[name]]
-        if len(analyses) > 1:
-            frame.insert(0, "run_id", analysis.info.run_id)
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+def _data(analysis: Analysis, *, with_run: bool) -> pd.DataFrame:
+    """The rows of a run with the columns of ``moebench show --csv``; where there are several, ``run_id`` in front."""
+    frame = analysis.frame.copy(deep=False)
+    frame["impl"] = frame["impl"].map(short_names(frame["impl"].unique()))
+    for name in ("reason", "gaps"):
+        frame[name] = shareable(frame[name])
+    if with_run:
+        frame.insert(0, "run_id", analysis.info.run_id)
+    return frame

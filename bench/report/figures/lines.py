@@ -25,11 +25,13 @@ from bench.report.style import (
     scale_for,
     spread,
 )
-from bench.report.view import CATEGORIES, View, describe, field_value
+from bench.report.view import CATEGORIES, WORKLOAD_FIELDS, View, describe, field_value
 
 MAX_PANELS = 9
 MAX_PANELS_OF_MANY = 4
 MANY_VALUES = 16
+MAX_VALUES = 48
+"""So many values of the axis are drawn; between more, nobody tells marks apart."""
 MANY_ROWS = 5000
 """Above so many rows a report draws fewer panels, so that it is made in seconds: what is left out is in the table."""
 _PANEL_IN = 2.55
@@ -72,18 +74,28 @@ THROUGHPUT = Quantity(
 )
 
 
+_COLUMNS = (
+    "impl", "workload_id", *WORKLOAD_FIELDS, "latency_s", "latency_low_s", "latency_high_s", "tokens_per_s",
+    "load_imbalance",
+)  # fmt: skip
+
+
 def axis_picture(view: View, quantity: Quantity, axis: str, slug_prefix: str = "") -> Picture | None:
     """One quantity against one axis, a panel a slice; None where no slice has two values of both."""
-    frame = _with_bounds(view.frame)
+    frame = _with_bounds(view.frame[list(_COLUMNS)])
     if axis == "routing":  # a baseline does not route, yet stands where its workload's layers do
         frame["load_imbalance"] = frame.groupby("workload_id")["load_imbalance"].transform("max")
         frame = frame[frame["load_imbalance"].notna()]
     positive = frame[frame[quantity.column].notna() & (frame[quantity.column] > 0)]
-    many = positive[axis].nunique() > MANY_VALUES or len(positive) > MANY_ROWS
+    num_values = positive[axis].nunique()
+    many = num_values > MANY_VALUES or len(positive) > MANY_ROWS
     limit = MAX_PANELS_OF_MANY if many else MAX_PANELS
     shown, num_slices = slices(positive, axis, limit)
     if not shown:
         return None
+    if num_values > MAX_VALUES:
+        kept = evenly(sorted(positive[axis].unique()), MAX_VALUES)
+        shown = [Slice(piece.fixed, piece.rows[piece.rows[axis].isin(kept)]) for piece in shown]
     rows = pd.concat([piece.rows for piece in shown])
     size, unit = scale_for(rows[quantity.column], quantity.units)
     scale = _axis_scale(axis, rows, alone=len(shown) == 1)
@@ -108,6 +120,8 @@ def axis_picture(view: View, quantity: Quantity, axis: str, slug_prefix: str = "
     title = f"{quantity.word} against {axis_title(axis)}"
     headline(figure, title, view.slice_words)
     cut = f" {len(shown)} of {num_slices} slices are drawn; the table has all." if len(shown) < num_slices else ""
+    if num_values > MAX_VALUES:
+        cut += f" {MAX_VALUES} of {num_values} values are drawn."
     caption = (
         f"{how_to_follow(axis)}; {quantity.better}. Solid lines compute the layer, grey dashed ones are baselines that "
         "do something else. The band is the interval: where none is seen it is narrower than the line, and a wide one "

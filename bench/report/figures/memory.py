@@ -25,7 +25,8 @@ def best_covered(view: View, rows: pd.DataFrame, limit: int) -> list[str]:
     counts = rows.groupby("workload_id")["impl"].nunique()
     if counts.empty:
         return []
-    return evenly([w for w in view.workloads if counts.get(w, 0) == counts.max()], limit)
+    most = set(counts.index[counts == counts.max()])
+    return evenly([workload_id for workload_id in view.workloads if workload_id in most], limit)
 
 
 def memory_picture(view: View, slug_prefix: str = "") -> Picture | None:

@@ -126,7 +126,9 @@ def _slice_words(view: View) -> str:
 
 def _column_marks(view: View, column: str, scale: float, bounds: tuple[str, str] | None = None) -> list[_Mark]:
     """Marks of a column with its bounds; without them it is inverse in the latency and takes that one's."""
-    timed = view.frame[view.frame[column].notna()]
+    names = ["workload_id", "impl", "latency_s", "latency_low_s", "latency_high_s", column, *(bounds or ())]
+    timed = view.frame.loc[view.frame["workload_id"].isin(_shown(view)), list(dict.fromkeys(names))]
+    timed = timed[timed[column].notna()]
     value = timed[column]
     low = timed[bounds[0]] if bounds else value * timed["latency_s"] / timed["latency_high_s"]
     high = timed[bounds[1]] if bounds else value * timed["latency_s"] / timed["latency_low_s"]
@@ -139,10 +141,15 @@ def _column_marks(view: View, column: str, scale: float, bounds: tuple[str, str]
     return _marks(view, lambda workload_id, impl: estimates.get((workload_id, impl)))
 
 
+def _shown(view: View) -> list[str]:
+    """The workloads that have marks: of the timed ones :data:`MAX_WORKLOADS`, evenly taken."""
+    timed = set(view.timed["workload_id"].unique())
+    return evenly([workload_id for workload_id in view.workloads if workload_id in timed], MAX_WORKLOADS)
+
+
 def _marks(view: View, estimate: Callable[[str, str], Estimate | None]) -> list[_Mark]:
-    """The marks of at most :data:`MAX_WORKLOADS`, each workload at its own height within the rows."""
-    timed = set(view.timed["workload_id"])
-    ids = evenly([workload_id for workload_id in view.workloads if workload_id in timed], MAX_WORKLOADS)
+    """The marks of the shown workloads, each at its own height within the rows."""
+    ids = _shown(view)
     heights = np.linspace(-0.3, 0.3, len(ids)) if len(ids) != 1 else [0.0]
     return [
         _Mark(impl, float(height), found)
