@@ -17,13 +17,17 @@ threads help them. What is further from its roof than that is limited by none.
 
 The profiler itself costs time where operators are called; how much is known (``whole_s - plain_s``), and it is taken
 from the host's share, as far as that reaches.
+
+On a device that works on its own, the host runs ahead: what it does meanwhile costs nothing. There the host's share is
+the time in which the device had nothing to do, and a stage's part of it is in proportion to the time by which the host
+was slower there than the device.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bench.analysis.divisions import CaseLimit, Division, Limit
@@ -49,7 +53,8 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
     if isinstance(roofs, str):
         return roofs
     peak, memory, cache, cache_bytes = roofs
-    speeds = _Speeds(peak, memory, cache, cache_bytes, existing_fit=False, calling_s=_calling_s(profile.operators))
+    calling_s = 0.0 if profile.on_device else _calling_s(profile.operators)
+    speeds = _Speeds(peak, memory, cache, cache_bytes, existing_fit=False, calling_s=calling_s)
     if workload.cache == "warm":
         speeds = replace(speeds, existing_fit=_existing_bytes(profile) <= cache_bytes)
     else:
@@ -57,12 +62,7 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
     stages = {(stage.phase, stage.stage): Division(stage.stage, stage.phase) for stage in profile.stages}
     for row in profile.operators:
         _divide(row, stages.setdefault((row.phase, row.stage), Division(row.stage, row.phase)), speeds)
-    for stage in profile.stages:
-        seconds = stages[stage.phase, stage.stage].seconds
-        whole_s = stage.host_s if stage.device_s is None else max(stage.host_s, stage.device_s)
-        seconds[Limit.HOST] += min(stage.idle_s, whole_s)
-        # what is in no row is spent between operators, by those that are made of others
-        seconds[Limit.HOST] += max(0.0, whole_s - sum(seconds.values()))
+    (_add_gaps if profile.on_device else _add_idle)(profile, stages)
     whole = Division("", "")
     for division in stages.values():
         for limit in Limit:
@@ -71,6 +71,28 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
     profiler_s = max(0.0, profile.whole_s - profile.plain_s)
     whole.seconds[Limit.HOST] = max(0.0, whole.seconds[Limit.HOST] - profiler_s)
     return CaseLimit(whole, list(stages.values()), _sentence(whole, profile, peak))
+
+
+def _add_idle(profile: Profile, stages: Mapping[tuple[str, str], Division]) -> None:
+    """The host's share where it does the work itself."""
+    for stage in profile.stages:
+        seconds = stages[stage.phase, stage.stage].seconds
+        seconds[Limit.HOST] += min(stage.idle_s, stage.host_s)
+        # what is in no row is spent between operators, by those that are made of others
+        seconds[Limit.HOST] += max(0.0, stage.host_s - sum(seconds.values()))
+
+
+def _add_gaps(profile: Profile, stages: Mapping[tuple[str, str], Division]) -> None:
+    """The host's share where the work is a device's: the time in which that had none."""
+    gaps_s = max(0.0, profile.whole_s - sum(stage.device_s or 0.0 for stage in profile.stages))
+    slower_s = {
+        (stage.phase, stage.stage): max(0.0, stage.host_s - (stage.device_s or 0.0))
+        for stage in profile.stages
+        if stage.stage != "waiting"
+    }
+    total_s = sum(slower_s.values())
+    for key, seconds in slower_s.items():
+        stages[key].seconds[Limit.HOST] += gaps_s * seconds / total_s if total_s else 0.0
 
 
 @dataclass(frozen=True, slots=True)

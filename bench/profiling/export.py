@@ -12,18 +12,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.autograd.profiler_util import FunctionEvent
-
 from bench.profiling.measure import Counted
-from bench.profiling.spans import Span
+from bench.profiling.spans import Kernel, Span, is_operator, tree
 from bench.profiling.stages import shapes_of
 from bench.store.profiles import Timeline
 
 HOST, DEVICE, MEMORY = 1, 2, 3
 
 
-def write_perfetto(path: Path, title: str, call: Sequence[Span], timeline: Timeline | None) -> None:
-    """One call as gzipped Chrome trace events: ranges and operators of host and device, and bytes alive as counters.
+def write_perfetto(
+    path: Path, title: str, call: Sequence[Span], kernels: Sequence[Kernel], timeline: Timeline | None
+) -> None:
+    """One call as gzipped Chrome trace events: ranges and operators of the host, kernels when they ran, bytes alive.
 
     The format is Google's Trace Event Format: complete events ``X``, counters ``C``, names ``M``; microseconds.
     """
@@ -31,7 +31,8 @@ def write_perfetto(path: Path, title: str, call: Sequence[Span], timeline: Timel
     events = [
         _name("process_name", HOST, title),
         _name("thread_name", HOST, "host"),
-        *_complete(call, begin_us),
+        *_on_host(call, begin_us),
+        *_on_device(kernels, begin_us),
     ]
     if timeline is not None:
         for number, at_s in enumerate(timeline.at_s):
@@ -48,41 +49,37 @@ def _name(kind: str, process: int, name: str) -> dict[str, Any]:
     return {"ph": "M", "pid": process, "tid": 0, "name": kind, "args": {"name": name}}
 
 
-def _complete(call: Sequence[Span], begin_us: float) -> Iterator[dict[str, Any]]:
+def _on_host(call: Sequence[Span], begin_us: float) -> Iterator[dict[str, Any]]:
     seen: set[int] = set()
-    kernels = 0
     for span in call:
-        for event in _tree(span.event) if not span.is_range else [span.event]:
-            if event.id in seen:
+        for event in [span.event] if span.is_range else tree(span.event):
+            # not the profiler's own number: those of library calls may be those of operators
+            if id(event) in seen:
                 continue
-            seen.add(event.id)
-            if event.device_type.name != "CPU":
-                continue
-            place = span.place
-            arguments: dict[str, Any] = {"stage": place.stage, "phase": place.phase}
+            seen.add(id(event))
+            arguments: dict[str, Any] = {"stage": span.place.stage, "phase": span.place.phase}
             if shapes := shapes_of(event):
                 arguments["shapes"] = shapes
-            start_us = event.time_range.start - begin_us
+            category = "stage" if span.is_range else "operator" if is_operator(event) else "library"
             yield {
-                "ph": "X", "pid": HOST, "tid": event.thread, "name": event.name, "ts": start_us,
-                "dur": event.time_range.end - event.time_range.start, "cat": "stage" if span.is_range else "operator",
-                "args": arguments,
+                "ph": "X", "pid": HOST, "tid": event.thread, "name": event.name, "cat": category, "args": arguments,
+                "ts": event.time_range.start - begin_us, "dur": event.time_range.end - event.time_range.start,
             }  # fmt: skip
-            for kernel in event.kernels:
-                # the profiler keeps a kernel's length with its operator, and not when it ran: they queue up
-                yield {
-                    "ph": "X", "pid": DEVICE, "tid": kernel.device, "name": kernel.name, "ts": start_us,
-                    "dur": kernel.duration, "cat": "kernel", "args": arguments,
-                }  # fmt: skip
-                kernels += 1
+
+
+def _on_device(kernels: Sequence[Kernel], begin_us: float) -> Iterator[dict[str, Any]]:
+    """One row a stream, on the host's clock, as the profiler gives it."""
+    for stream in sorted({kernel.event.device_resource_id for kernel in kernels}):
+        yield {**_name("thread_name", DEVICE, f"stream {stream}"), "tid": stream}
+    for kernel in kernels:
+        begin, end = kernel.event.time_range.start, kernel.event.time_range.end
+        yield {
+            "ph": "X", "pid": DEVICE, "tid": kernel.event.device_resource_id, "name": kernel.event.name,
+            "ts": begin - begin_us, "dur": end - begin, "cat": "kernel",
+            "args": {"stage": kernel.place.stage, "phase": kernel.place.phase},
+        }  # fmt: skip
     if kernels:
-        yield _name("process_name", DEVICE, "device (kernels at the start of the operator that launched them)")
-
-
-def _tree(event: FunctionEvent) -> Iterator[FunctionEvent]:
-    yield event
-    for child in event.cpu_children:
-        yield from _tree(child)
+        yield _name("process_name", DEVICE, "device")
 
 
 def write_memory_snapshot(path: Path, counted: Counted) -> None:

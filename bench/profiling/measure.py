@@ -17,7 +17,7 @@ from torch.autograd.profiler import profile
 from torch.autograd.profiler_util import FunctionEvent
 
 from bench.profiling.ledger import OPERATOR, Entry, Ledger
-from bench.profiling.spans import OTHER, Place, Span, calls_of
+from bench.profiling.spans import OTHER, WAITING, Kernel, Place, Span, calls_of, kernels_of
 from bench.profiling.stages import MICROSECOND, Breakdown, Shapes, Sums, break_down, middle_half
 from bench.profiling.step import Step
 from bench.profiling.timeline import make_timeline
@@ -27,7 +27,7 @@ from impls.stages import STAGES, recording
 MIN_CALLS = 4
 MAX_CALLS = 24
 MAX_OPERATORS = 60
-STAGE_ORDER = (*STAGES, "gradients", OTHER)
+STAGE_ORDER = (*STAGES, "gradients", WAITING, OTHER)
 _UNKNOWN = Place("forward", OTHER)
 
 
@@ -60,11 +60,13 @@ class Profiled:
     Attributes:
         profile: for the record.
         call: the spans of one usual call: that of median duration.
+        kernels: what the device did for it, where it works on its own.
         counted: the ledger's pass.
     """
 
     profile: Profile
     call: Sequence[Span]
+    kernels: Sequence[Kernel]
     counted: Counted
 
 
@@ -89,7 +91,9 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
     sums = break_down(calls, counted.names(), on_device=on_device)
     stages_s = {place: one.host_s / sums.num_calls for place, one in sums.stages.items()}
     timeline = make_timeline(counted.ledger, counted.places, counted.durations_s, stages_s, existing_bytes)
-    return Profiled(_profile(sums, counted, plain_s, timeline, on_device=on_device), calls[len(calls) // 2], counted)
+    record = describe(sums, counted, plain_s, timeline, on_device=on_device)
+    usual = calls[len(calls) // 2]
+    return Profiled(record, usual, kernels_of(profiled, usual), counted)
 
 
 def _plain(step: Step, time_budget_s: float) -> list[float]:
@@ -126,7 +130,10 @@ def _watched(event: FunctionEvent) -> Iterator[FunctionEvent]:
         yield from _watched(child)
 
 
-def _profile(sums: Breakdown, counted: Counted, plain_s: float, timeline: Timeline, *, on_device: bool) -> Profile:
+def describe(
+    sums: Breakdown, counted: Counted, plain_s: float, timeline: Timeline | None, *, on_device: bool
+) -> Profile:
+    """The record."""
     calls = sums.num_calls
     stages, experts = _work(counted)
     rows = _operators(sums, counted, on_device=on_device)

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from torch.autograd.profiler_util import FunctionEvent
+from torch.autograd.profiler_util import FunctionEvent, Kernel
 
-from bench.profiling.spans import NODE, OTHER, Place, Span
-from bench.profiling.step import BACKWARD, CALL, FORWARD
+from bench.profiling.spans import OTHER, Place, Span, is_inside, is_operator, tree
+from bench.profiling.step import BACKWARD, CALL, FORWARD, WAIT
 
 MICROSECOND = 1e-6
 Shapes = tuple[tuple[int, ...], ...]
@@ -26,13 +26,21 @@ class Sums:
     launches: int = 0
 
     def add(self, event: FunctionEvent, *, is_range: bool, on_device: bool) -> None:
-        """A range gives its duration and what is idle in it; an operator what it launches."""
+        """A range gives its duration, what is idle in it, and its own launches; an operator what it launches."""
         if is_range:
             self.host_s += event.cpu_time_total * MICROSECOND
-            self.idle_s += _idle_us(event) * MICROSECOND
+            self.add_own(event)
             return
         self.device_s += event.device_time_total * MICROSECOND
-        self.launches += _num_kernels(event) if on_device else 1
+        self.launches += sum(len(one.kernels) for one in tree(event)) if on_device else 1
+
+    def add_own(self, event: FunctionEvent) -> None:
+        """What is in a range and in no operator: idle time, and kernels that Python code launches by itself."""
+        if event.name != WAIT:
+            self.idle_s += sum(one.self_cpu_time_total for one in _itself(event)) * MICROSECOND
+        kernels = own_kernels(event)
+        self.device_s += sum(kernel.duration for kernel in kernels) * MICROSECOND
+        self.launches += len(kernels)
 
 
 @dataclass(slots=True)
@@ -53,7 +61,7 @@ class Breakdown:
         whole_s: their time together.
         stages: by place without an expert; ``other`` is what no stage claims, so that they add up to ``whole_s``.
         experts: by place with an expert.
-        operators: by place without an expert, name and shapes.
+        operators: by place without an expert, name and shapes; a kernel of no operator is there by its own name.
     """
 
     num_calls: int
@@ -91,11 +99,16 @@ def break_down(calls: Sequence[list[Span]], names: Mapping[str, frozenset[str]],
             if not (span.is_range and span.place.expert is not None and span.place.phase == "forward"):
                 stages[whole].add(span.event, is_range=span.is_range, on_device=on_device)
             elif span.is_range:
-                # its duration is inside the range of all experts; only what is idle in it is not counted there
-                stages[whole].idle_s += _idle_us(span.event) * MICROSECOND
+                # its duration is inside the range of all experts; only what is its own is not counted there
+                stages[whole].add_own(span.event)
             if span.place.expert is not None:
                 experts[span.place].add(span.event, is_range=span.is_range, on_device=on_device)
-            if not span.is_range:
+            if span.is_range:
+                for kernel in own_kernels(span.event):
+                    sums = operators[whole, kernel.name, ()]
+                    sums.calls += 1
+                    sums.device_s += kernel.duration * MICROSECOND
+            else:
                 for event in _pieces(span.event, names[span.place.phase]):
                     sums = operators[whole, event.name, shapes_of(event)]
                     sums.calls += 1
@@ -131,18 +144,23 @@ def _add_other(spans: Sequence[Span], stages: dict[Place, Sums]) -> None:
 UNCLAIMED = Place("forward", OTHER)
 
 
-def _idle_us(event: FunctionEvent) -> float:
-    """Time of a range or node in which no operator ran."""
-    own = [child.self_cpu_time_total for child in event.cpu_children if child.name == event.name.removeprefix(NODE)]
-    return float(event.self_cpu_time_total + sum(own))
+def own_kernels(event: FunctionEvent) -> list[Kernel]:
+    """Kernels of a range or node that no operator launched: Python code did, by itself."""
+    return [kernel for one in _itself(event) for kernel in one.kernels if kernel.name != one.name]
+
+
+def _itself(event: FunctionEvent) -> list[FunctionEvent]:
+    """A range; of a node also the function that it consists of."""
+    return [event, *(child for child in event.cpu_children if is_inside(child, event))]
 
 
 def _pieces(event: FunctionEvent, names: frozenset[str]) -> Iterator[FunctionEvent]:
     """The operators that the event consists of, as Python's side of torch sees them."""
-    if event.name in names or not event.cpu_children:
+    children = [child for child in event.cpu_children if is_operator(child)]
+    if event.name in names or not children:
         yield event
         return
-    for child in event.cpu_children:
+    for child in children:
         yield from _pieces(child, names)
 
 
@@ -151,7 +169,3 @@ def shapes_of(event: FunctionEvent) -> Shapes:
     # torch's annotation says list[int]; what it gives is a list of shapes, empty for what is no tensor
     shapes = cast("list[list[int]]", event.input_shapes or [])
     return tuple(tuple(shape) for shape in shapes if shape)
-
-
-def _num_kernels(event: FunctionEvent) -> int:
-    return len(event.kernels) + sum(_num_kernels(child) for child in event.cpu_children)

@@ -37,8 +37,9 @@ class StageTime(_Timed):
 
     Attributes:
         phase: ``forward`` or ``backward``.
-        stage: ``route``, ``dispatch``, ``experts``, ``combine``, ``shared``, ``gradients`` (adding them to ``.grad``)
-            or ``other``: what no stage claims. Over both phases they add up to ``whole_s``.
+        stage: ``route``, ``dispatch``, ``experts``, ``combine``, ``shared``, ``gradients`` (adding them to ``.grad``),
+            ``waiting`` (the host for its device, at the end) or ``other``: what no stage claims. Over both phases they
+            add up to ``whole_s``.
         expert: set in the parts of an implementation that works expert by expert.
         host_s: time on the host from the stage's beginnings to its ends.
         idle_s: the part of it in which no operator ran: Python, autograd, waiting for the next call.
@@ -144,3 +145,8 @@ class Profile(_Part):
     timeline: Timeline | None = None
     traces: dict[str, str] = Field(default_factory=dict)
     gaps: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the work was a device's, beside which the host ran ahead."""
+        return any(stage.device_s is not None for stage in self.stages)

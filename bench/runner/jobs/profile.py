@@ -39,7 +39,8 @@ def profile_case(job: ProfileJob, announce: Callable[[Announce], None]) -> Answe
     traces = Path(job.traces)
     traces.mkdir(parents=True, exist_ok=True)
     names = {"perfetto": case.id + PERFETTO, "memory": case.id + MEMORY}
-    write_perfetto(traces / names["perfetto"], case.impl.rpartition("/")[2], profiled.call, profiled.profile.timeline)
+    title, timeline = case.impl.rpartition("/")[2], profiled.profile.timeline
+    write_perfetto(traces / names["perfetto"], title, profiled.call, profiled.kernels, timeline)
     write_memory_snapshot(traces / names["memory"], profiled.counted)
     return Answer(profile=profiled.profile.model_copy(update={"traces": names}))
 

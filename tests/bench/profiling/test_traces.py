@@ -33,7 +33,7 @@ def events_of(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_trace_keeps_the_rules_of_the_trace_event_format(profiled: Profiled, tmp_path: Path) -> None:
-    write_perfetto(tmp_path / "trace.json.gz", "title", profiled.call, profiled.profile.timeline)
+    write_perfetto(tmp_path / "trace.json.gz", "title", profiled.call, profiled.kernels, profiled.profile.timeline)
     events = events_of(tmp_path / "trace.json.gz")
     assert {event["ph"] for event in events} == PHASES
     for event in events:
@@ -51,7 +51,7 @@ def test_the_trace_keeps_the_rules_of_the_trace_event_format(profiled: Profiled,
 
 
 def test_what_runs_in_one_thread_is_nested(profiled: Profiled, tmp_path: Path) -> None:
-    write_perfetto(tmp_path / "trace.json.gz", "title", profiled.call, profiled.profile.timeline)
+    write_perfetto(tmp_path / "trace.json.gz", "title", profiled.call, profiled.kernels, profiled.profile.timeline)
     threads: defaultdict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
     for event in events_of(tmp_path / "trace.json.gz"):
         if event["ph"] == "X":
@@ -69,14 +69,14 @@ def test_what_runs_in_one_thread_is_nested(profiled: Profiled, tmp_path: Path) -
 def test_counters_end_at_what_the_timeline_says(profiled: Profiled, tmp_path: Path) -> None:
     timeline = profiled.profile.timeline
     assert timeline is not None
-    write_perfetto(tmp_path / "trace.json.gz", "title", profiled.call, timeline)
+    write_perfetto(tmp_path / "trace.json.gz", "title", profiled.call, profiled.kernels, timeline)
     counters = [event for event in events_of(tmp_path / "trace.json.gz") if event["ph"] == "C"]
     assert max(sum(event["args"].values()) for event in counters) == timeline.peak_bytes
 
 
 def test_equal_profiles_are_equal_files(profiled: Profiled, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_perfetto(tmp_path / f"{name}.gz", "title", profiled.call, profiled.profile.timeline)
+        write_perfetto(tmp_path / f"{name}.gz", "title", profiled.call, profiled.kernels, profiled.profile.timeline)
     assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
 
 
