@@ -13,6 +13,7 @@ import torch
 from torch.autograd.profiler import profile
 
 from bench.measure.device import Call, Device
+from bench.measure.driver_memory import driver_memory
 from bench.measure.proc import os_peak_gap
 from bench.measure.resident import resident_growth_bytes
 
@@ -23,7 +24,8 @@ class PeakMemory:
 
     Attributes:
         allocator_peak_bytes: tensors alive at the worst moment.
-        os_peak_bytes: resident memory of the process (CPU), or what the driver handed out (CUDA).
+        os_peak_bytes: resident memory of the process (CPU), or what the driver gave it (CUDA); where it can tell that
+            of the whole card only, ``gaps`` says so.
         reserved_peak_bytes: what CUDA's caching allocator held on to, from an empty cache; null on the CPU.
     """
 
@@ -78,14 +80,16 @@ def _cuda_peak(call: Call, device: Device) -> PeakMemory:
     torch.cuda.reset_peak_memory_stats(where)
     allocated_bytes = torch.cuda.memory_allocated(where)
     reserved_bytes = torch.cuda.memory_reserved(where)
-    free_bytes, _ = torch.cuda.mem_get_info(where)
-    result = call()
-    device.synchronize()
-    # The caching allocator gives nothing back by itself, so the driver's figure afterwards is its peak.
-    free_after_bytes, _ = torch.cuda.mem_get_info(where)
+    with driver_memory(device) as driver:
+        used_bytes = driver.used_bytes()
+        result = call()
+        device.synchronize()
+        # The caching allocator gives nothing back by itself, so the driver's figure afterwards is its peak.
+        used_after_bytes = driver.used_bytes()
     del result
     return PeakMemory(
         allocator_peak_bytes=torch.cuda.max_memory_allocated(where) - allocated_bytes,
-        os_peak_bytes=max(0, free_bytes - free_after_bytes),
+        os_peak_bytes=max(0, used_after_bytes - used_bytes),
         reserved_peak_bytes=torch.cuda.max_memory_reserved(where) - reserved_bytes,
+        gaps={"os_peak_bytes": driver.note} if driver.note else {},
     )

@@ -35,6 +35,7 @@ _UNION_MEMBERS = {
 # A100 (8.0) and H100 (9.0) look at their power for 25 ms of every 100 ms; Yang, Adamek and Armour, "Part-time Power
 # Measurements: nvidia-smi's Lack of Attention", 2023.
 PART_TIME_CAPABILITIES = frozenset({(8, 0), (9, 0)})
+_SLICE = "the meters of a partitioned GPU cover the whole card, not this instance"
 
 
 class FieldValue(NamedTuple):
@@ -52,6 +53,8 @@ def reasons(what: str) -> Iterator[None]:
     except pynvml.NVMLError as error:
         code = _CODES.get(error.value, "not_supported")
         raise MeterError(code, f"{what}: NVML says {str(error).rstrip('.')!r}") from error
+    except pynvml.NVMLLibraryMismatchError as error:  # no NVMLError: a function that the driver has in an older form
+        raise MeterError("not_supported", f"{what}: the driver is older than nvidia-ml-py") from error
 
 
 @contextmanager
@@ -136,6 +139,23 @@ class NvmlGpu:
         except pynvml.NVMLError:
             return None
 
+    def process_bytes(self, process: int) -> int:
+        """Memory of this GPU that a process has.
+
+        Raises:
+            MeterError: the driver does not list it under this number, or not its memory.
+        """
+        with reasons("memory by process"):
+            listed = pynvml.nvmlDeviceGetComputeRunningProcesses(self.handle)
+        found = [one.usedGpuMemory for one in listed if one.pid == process]
+        if not found:
+            raise MeterError(
+                "not_supported", f"the driver lists {len(listed)} processes, and not {process}, as in a container"
+            )
+        if None in found:
+            raise MeterError("not_supported", "the driver does not tell the memory of single processes")
+        return int(sum(found))
+
     def state(self) -> dict[str, float]:
         """Clocks, temperature and cumulative throttle times; only what this GPU tells."""
         asks: dict[str, Callable[[], float]] = {
@@ -162,17 +182,27 @@ def find_gpu(uuid: str) -> NvmlGpu:
             does not find it.
     """
     if uuid.startswith("MIG-"):
-        raise MeterError("mig", "the meters of a partitioned GPU cover the whole card, not this instance")
+        raise MeterError("mig", _SLICE)
     with reasons(f"looking for {uuid}"):
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        except pynvml.NVMLError:
+            # torch tells the number of a slice as it tells a card's, without saying which it is
+            if _is_slice(uuid):
+                raise MeterError("mig", _SLICE) from None
+            raise
     mode = _or_default(lambda: pynvml.nvmlDeviceGetMigMode(handle)[0], 0)
     if mode == pynvml.NVML_DEVICE_MIG_ENABLE:
-        raise MeterError("mig", "the meters of a partitioned GPU cover the whole card, not this instance")
+        raise MeterError("mig", _SLICE)
     mode = _or_default(lambda: pynvml.nvmlDeviceGetVirtualizationMode(handle), 0)
     if mode == pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU:
         raise MeterError("virtualised", "a virtual GPU shares its card's meters with others")
     capability = _or_default(lambda: pynvml.nvmlDeviceGetCudaComputeCapability(handle), (0, 0))
     return NvmlGpu(handle, uuid, capability in PART_TIME_CAPABILITIES)
+
+
+def _is_slice(uuid: str) -> bool:
+    return _or_default(lambda: pynvml.nvmlDeviceGetHandleByUUID(uuid.replace("GPU-", "MIG-", 1)), None) is not None
 
 
 def list_uuids() -> list[str]:

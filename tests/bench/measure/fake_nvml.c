@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { SUCCESS = 0, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6, GPU_IS_LOST = 15 };
+enum { SUCCESS = 0, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15 };
 enum { CONSTANT = 0, SQUARE = 1, RAMP = 2 };
 enum { UNSIGNED_INT = 1, UNSIGNED_LONG_LONG = 3 };
 
@@ -23,7 +23,15 @@ double fake_now_s = 0, fake_low_w = 100, fake_high_w = 300, fake_period_s = 1, f
 double fake_lost_at_s = 1e9, fake_reset_at_s = 1e9;
 int fake_shape = CONSTANT, fake_part_time = 0, fake_mig = 0, fake_virtualization = 0, fake_stuck = 0;
 int fake_init_error = 0, fake_energy_error = 0, fake_instant_error = 0, fake_average_error = 0, fake_usage_error = 0;
-int fake_field_calls = 0;
+int fake_field_calls = 0, fake_slice = 0, fake_processes_error = 0, fake_hides_memory = 0;
+int fake_pid = 0; /* this process as the driver numbers it; 0: the driver lists only others */
+unsigned long long fake_process_bytes = 0;
+
+typedef struct {
+  unsigned int pid;
+  unsigned long long used_bytes;
+  unsigned int gpu_instance, compute_instance;
+} process_info;
 
 /* joules since time 0 */
 double fake_energy_j(double t) {
@@ -58,7 +66,7 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned int i, void **device) { *device = (vo
 int nvmlDeviceGetUUID(void *d, char *uuid, unsigned int n) { (void)d; snprintf(uuid, n, "GPU-fake"); return SUCCESS; }
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
   *device = (void *)1;
-  return strcmp(uuid, "GPU-fake") ? NOT_FOUND : SUCCESS;
+  return strcmp(uuid, fake_slice ? "MIG-fake" : "GPU-fake") ? NOT_FOUND : SUCCESS;
 }
 int nvmlDeviceGetMigMode(void *d, unsigned int *now, unsigned int *next) {
   (void)d; *now = *next = fake_mig; return SUCCESS;
@@ -73,6 +81,20 @@ int nvmlDeviceGetTemperature(void *d, int sensor, unsigned int *c) { (void)d; (v
 int nvmlDeviceGetPowerUsage(void *d, unsigned int *mw) {
   (void)d; *mw = (unsigned int)(1000 * power_w(fake_now_s, 1)); return lost() ? GPU_IS_LOST : fake_usage_error;
 }
+#ifndef NO_PROCESSES
+int nvmlDeviceGetComputeRunningProcesses_v3(void *d, unsigned int *count, process_info *infos) {
+  (void)d;
+  unsigned int room = *count, there = fake_pid ? 2 : 1;
+  if (fake_processes_error) return fake_processes_error;
+  *count = there;
+  if (room < there) return INSUFFICIENT_SIZE;
+  for (unsigned int i = 0; i < there; i++) {
+    infos[i] = (process_info){1, 5ull << 30, -1u, -1u}; /* somebody else's */
+    if (i) infos[i] = (process_info){fake_pid, fake_hides_memory ? -1ull : fake_process_bytes, -1u, -1u};
+  }
+  return SUCCESS;
+}
+#endif
 #ifndef NO_ENERGY
 int nvmlDeviceGetTotalEnergyConsumption(void *d, unsigned long long *mj) {
   (void)d; *mj = (unsigned long long)(1000 * counter_j()); return lost() ? GPU_IS_LOST : fake_energy_error;

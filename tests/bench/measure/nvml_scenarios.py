@@ -16,7 +16,8 @@ from unittest import mock
 from bench.measure.device import Call, Timing
 from bench.measure.energy import gpu as gpu_energy
 from bench.measure.energy import measure_energy
-from bench.measure.energy.nvml import gpu_state
+from bench.measure.energy.errors import MeterError
+from bench.measure.energy.nvml import find_gpu, gpu_state, session
 from bench.measure.probe import probe
 
 
@@ -82,17 +83,30 @@ def set_knobs(knobs: dict[str, float]) -> None:
     assert LIBRARY is not None
     defaults = {"low_w": 100.0, "high_w": 300.0, "period_s": 1.0, "phase_s": 0.0, "tick_s": 0.1, "now_s": 0.0}
     defaults |= {"lost_at_s": 1e9, "reset_at_s": 1e9}
-    switches = ["shape", "part_time", "mig", "virtualization", "stuck"]
-    switches += [f"{name}_error" for name in ("init", "energy", "instant", "average", "usage")]
+    switches = ["shape", "part_time", "mig", "virtualization", "stuck", "slice", "pid", "hides_memory"]
+    switches += [f"{name}_error" for name in ("init", "energy", "instant", "average", "usage", "processes")]
     for name, default in (defaults | dict.fromkeys(switches, 0)).items():
         kind = ctypes.c_int if name in switches else ctypes.c_double
         kind.in_dll(LIBRARY, f"fake_{name}").value = knobs.get(name, default)
     assert knobs.keys() <= defaults.keys() | set(switches)
 
 
+def memory_of(process: int, used_bytes: int) -> dict[str, Any]:
+    """What the driver says of a process' memory, or why it does not."""
+    if LIBRARY is not None:
+        ctypes.c_ulonglong.in_dll(LIBRARY, "fake_process_bytes").value = used_bytes
+    try:
+        with session():
+            return {"bytes": find_gpu("GPU-fake").process_bytes(process)}
+    except MeterError as error:
+        return {"code": error.code, "detail": error.detail}
+
+
 def play(scenario: dict[str, Any]) -> dict[str, Any]:
     if LIBRARY is not None:
         set_knobs(scenario.get("knobs", {}))
+    if "process" in scenario:
+        return memory_of(scenario["process"], scenario["used_bytes"])
     device: Any = VirtualGpu(scenario.get("call_s", 0.001), scenario.get("uuid", "GPU-fake"))
     windows: list[gpu_energy.Window] = []
 

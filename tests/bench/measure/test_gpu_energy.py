@@ -170,6 +170,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"knobs": {"init_error": 9}}, "library_absent"),
     ({"knobs": {"mig": 1}}, "mig"),
     ({"uuid": "MIG-0000"}, "mig"),
+    ({"knobs": {"slice": 1}}, "mig"),  # torch tells a slice's number without saying that it is one
     ({"knobs": {"virtualization": 2}}, "virtualised"),
     ({"uuid": "GPU-other"}, "not_supported"),
     ({"knobs": dict.fromkeys(ALL_ERRORS, 3)}, "not_supported"),
@@ -184,6 +185,26 @@ def test_refusals_have_reason_codes(play: Play) -> None:
     for (_, code), answer in zip(REFUSALS, answers, strict=True):
         assert answer["reading"]["energy_j"] is None
         assert answer["reading"]["reason"].startswith(f"{code}: ")
+
+
+def test_the_drivers_memory_is_that_of_our_process_or_has_a_reason(play: Play) -> None:
+    ask = {"process": 4242, "used_bytes": 3 * 2**30}
+    ours, hidden, elsewhere, denied, broken = play(
+        {**ask, "knobs": {"pid": 4242}},
+        {**ask, "knobs": {"pid": 4242, "hides_memory": 1}},
+        {**ask, "knobs": {"pid": 17}},  # the driver's numbers are not the container's
+        {**ask, "knobs": {"processes_error": 4}},
+        {**ask, "knobs": {"processes_error": 3}},
+    )
+    assert ours == {"bytes": 3 * 2**30}
+    assert (hidden["code"], hidden["detail"]) == (
+        "not_supported",
+        "the driver does not tell the memory of single processes",
+    )
+    assert "lists 2 processes, and not 4242" in elsewhere["detail"]
+    assert (denied["code"], broken["code"]) == ("no_permission", "not_supported")
+    (older,) = play({**ask, "knobs": {"pid": 4242}}, flags=("-DNO_PROCESSES",))
+    assert older["code"] == "not_supported"
 
 
 def test_a_counter_that_never_ticks_is_given_up_for_the_power_sensor(play: Play) -> None:
