@@ -71,6 +71,7 @@ def run(
     results: Path = RESULTS,
     resume: str | None = None,
     profile: bool = False,
+    isolate: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -87,12 +88,14 @@ def run(
         resume: Go on with this run: its id, its folder, or `latest`. A budget that was spent begins anew; --budget
             gives it another.
         profile: Also say where time and memory go, in a pass of its own after the timing.
+        isolate: Time every implementation in processes of its own, not in turns with the others; takes longer.
         dry_run: List the cases and the estimated time, and measure nothing.
         quiet: Show no progress and no summary.
     """
     from bench.commands import run_command
 
-    given = (axes or Axes()).overrides(impl=impl, seed=seed, budget=budget, profile="true" if profile else None)
+    flags = {"profile": "true" if profile else None, "isolate": "true" if isolate else None}
+    given = (axes or Axes()).overrides(impl=impl, seed=seed, budget=budget, **flags)
     return run_command(
         source,
         given,

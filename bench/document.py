@@ -190,6 +190,7 @@ class Measure(_Table):
         energy_window_s: length of the sustained loop under an energy meter (``energy_window``).
         planted_slowdown: relative slowdown of the control's slowed twin, which the run must find.
         profile: whether every case is profiled, in a pass of its own after it was timed.
+        isolate: whether every implementation is timed in processes of its own, instead of in turns with the others.
     """
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
@@ -202,6 +203,7 @@ class Measure(_Table):
     energy_window_s: Seconds = Field(default=4.0, alias="energy_window")
     planted_slowdown: Annotated[float, Field(strict=True, ge=0.001, lt=1)] = 0.05
     profile: Flag = False
+    isolate: Flag = False
 
 
 def _matching(*tables: type[_Table]) -> dict[str, Any]:

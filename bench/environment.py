@@ -23,8 +23,10 @@ from bench.gpus import find_gpus, torch_has_cuda, torch_version
 PACKAGES = ("moebench", "numpy", "scipy", "pandas", "pydantic", "psutil", "nvidia-ml-py", "matplotlib")
 # settings of the allocator, of the thread pools and of torch that change what is measured
 SETTINGS = re.compile(
-    r"(MALLOC|OMP|KMP|GOMP|MKL|OPENBLAS|DNNL|ONEDNN|ATEN|TORCH|PYTORCH|CUBLAS|CUDA|NVIDIA)_\w+|LD_PRELOAD"
+    r"(_RJEM_)?(MALLOC|JEMALLOC|TCMALLOC|MIMALLOC|OMP|KMP|GOMP|MKL|OPENBLAS|DNNL|ONEDNN|ATEN|TORCH|PYTORCH|CUBLAS|CUDA"
+    r"|NVIDIA)_\w+|GLIBC_TUNABLES|LD_PRELOAD"
 )
+ALLOCATOR = re.compile(r"/lib(jemalloc|tcmalloc|mimalloc|hoard|snmalloc)[^/]*\.so")
 CPU = Path("/sys/devices/system/cpu")
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -44,6 +46,7 @@ def describe() -> dict[str, Any]:
             "kernel": f"{platform.system()} {platform.release()}",
             "architecture": platform.machine(),
             "transparent_hugepages": _chosen(Path("/sys/kernel/mm/transparent_hugepage/enabled"), gaps),
+            "allocator": allocator(),
         },
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": {name: package_version(name) for name in PACKAGES} | {"torch": torch_version()},
@@ -122,6 +125,15 @@ def turbo(cpu: Path = CPU) -> bool | None:
         return no_turbo == "0"
     boost = _read(cpu / "cpufreq/boost")
     return None if boost is None else boost == "1"
+
+
+def allocator(maps: Path = Path("/proc/self/maps")) -> str | None:
+    """Who serves ``malloc`` in this process: a library that was put before the C library's, or that, with its version.
+
+    What ``LD_PRELOAD`` asks for need not be what was loaded, and ``/etc/ld.so.preload`` is in no variable.
+    """
+    found = ALLOCATOR.search(_read(maps) or "")
+    return found[1] if found else " ".join(filter(None, platform.libc_ver())) or None
 
 
 def is_virtual(cpuinfo: Path = CPUINFO) -> bool | None:

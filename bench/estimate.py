@@ -7,7 +7,7 @@ must be assumed is whether the budget is enough; the speeds for that are in this
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.cases import Case, Workload
@@ -70,7 +70,7 @@ def estimate(sweep: Sweep) -> EstimatedTime:
     max_flops = truth_max_flops(measure.budget_s, len(workloads))
     check_s = SERVER_START_S + CEILINGS_S + sum(_check_s(w, cases, max_flops) for w, cases in workloads.items())
     process_s = SERVER_START_S + MIN_CONTROL_S
-    process_s += sum(_job_s(cases, measure.min_rounds) for cases in workloads.values())
+    process_s += sum(_job_s(cases, measure.min_rounds, isolate=measure.isolate) for cases in workloads.values())
     needed_s = check_s + measure.processes * process_s
     budget_s = measure.budget_s
     first_look_s = min(check_s, budget_s) + FIRST_LOOK_SHARE * max(0.0, budget_s - check_s)
@@ -95,9 +95,9 @@ def _check_s(workload: Workload, cases: Iterable[Case], max_flops: float) -> flo
     return DRAW_S_PER_WEIGHT * num_weights + truths_s + checks_s
 
 
-def _job_s(cases: Iterable[Case], min_rounds: int) -> float:
-    """Timing the cases of one workload in one process, with as few rounds as may be."""
-    return JOB_S + sum(
+def _job_s(cases: Sequence[Case], min_rounds: int, *, isolate: bool) -> float:
+    """Timing the cases of one workload in one process, or one each, with as few rounds as may be."""
+    return JOB_S * (len(cases) if isolate else 1) + sum(
         CASE_IN_JOB_S
         + (COMPILED_CASE_GUESS_S if case.compile != "none" else 0.0)
         + _cost(case.workload, "moe").weight_bytes / COMPARE_BYTES_PER_S

@@ -44,12 +44,12 @@ class CarryOver:
 
 
 def predecessors(record: SamplesRecord) -> list[dict[str, str]]:
-    """By round: what ran just before each arm; empty where the log does not tell.
+    """By round: what ran just before each arm; empty where the log does not tell, or where each ran by itself.
 
     The very first arm of all rounds has none where there was no warm-up round before it.
     """
     first = next(iter(record.arms.values()), None)
-    if first is None or first.warmup_rounds is None:
+    if first is None or first.warmup_rounds is None or record.isolated:
         return []
     order, before = random.Random(record.order_seed), ""
     found: list[dict[str, str]] = []

@@ -38,7 +38,7 @@ FORECAST_CHANCE = 0.8
 
 
 class Rounds(Protocol):
-    """What :class:`SamplesRecord` and ``ControlRecord`` have in common: interleaved rounds of named arms."""
+    """What :class:`SamplesRecord` and ``ControlRecord`` have in common: the samples of named arms."""
 
     @property
     def replicate(self) -> int:
@@ -46,7 +46,11 @@ class Rounds(Protocol):
 
     @property
     def arms(self) -> Mapping[Any, Arm]:
-        """Samples by name; round ``i`` is entry ``i`` of every arm."""
+        """Samples by name; round ``i`` is entry ``i`` of every arm, unless each had a process of its own."""
+
+    @property
+    def isolated(self) -> bool:
+        """Whether each had a process of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,8 @@ def paired_units(records: Iterable[Rounds], allowed: Iterable[str] | None = None
         allowed: arms that count; None is all.
 
     Returns:
-        ``(a, b)`` with ``a < b`` -> array of median ``log(a / b)``, for every pair that met in at least one round.
+        ``(a, b)`` with ``a < b`` -> array of median ``log(a / b)``, for every pair that met in at least one round. Of
+        arms that had processes of their own, the ratio of those processes' medians.
     """
     keep = None if allowed is None else set(allowed)
     found: defaultdict[tuple[str, str], defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -100,7 +105,10 @@ def paired_units(records: Iterable[Rounds], allowed: Iterable[str] | None = None
         names = sorted(name for name, arm in record.arms.items() if arm.latency_s and (keep is None or name in keep))
         if len(names) < 2:
             continue
-        logs = np.log([record.arms[name].latency_s for name in names])
+        if record.isolated:
+            logs = np.log([[np.median(record.arms[name].latency_s)] for name in names])
+        else:
+            logs = np.log([record.arms[name].latency_s for name in names])
         first, second = np.triu_indices(len(names), k=1)
         medians = np.median(logs[first] - logs[second], axis=1)
         for pair, median in zip(combinations(names, 2), medians.tolist(), strict=True):

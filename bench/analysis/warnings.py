@@ -23,6 +23,11 @@ MAX_PRESSURE = 0.1
 MAX_ROOFLINE = 1.05
 """Ceilings and latencies are both measured; a few per cent above the ceiling is noise."""
 
+ISOLATED = (
+    "Timed with --isolate: every implementation in processes of its own, which take turns. None is measured right after"
+    " another one; what drifts between two processes is in the intervals, which are wider than those of rounds."
+)
+
 
 def collect_warnings(
     info: RunInfo,
@@ -52,6 +57,8 @@ def collect_warnings(
         if record.qualified.routing.note
     ]
     found += [str(note) for note in info.config.get("notes") or ()]
+    if info.isolated:
+        found.append(ISOLATED)
     found += _environments(info, records)
     found += _table(info, frame)
     found += _processes(timings)
@@ -159,7 +166,8 @@ def _carried_over(frame: pd.DataFrame, samples: Sequence[SamplesRecord]) -> Iter
             f"{_cases(len({pair.case_id for pair in pairs}))} timed differently after different predecessors (most:"
             f" {impls[worst.case_id]} takes {percent(abs(worst.effect))} {'more' if worst.effect > 0 else 'less'} time"
             f" right after {impls.get(worst.after, worst.after)}, in {worst.num_processes} processes); what runs before"
-            ' a call is part of its time here: measure it without the other, or with cache = "cold".'
+            " a call is part of its time here: measure it without the other, or run again with --isolate, which gives"
+            ' each a process of its own, or with cache = "cold".'
         )
 
 

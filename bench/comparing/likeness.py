@@ -59,11 +59,14 @@ def find_differences(base: RunInfo, new: RunInfo, base_cases: Sequence[Case], ne
 
 
 def environment_differences(base: RunInfo, new: RunInfo) -> tuple[list[str], list[str]]:
-    """Blocking differences of machine and software, and those that are only told."""
+    """Blocking differences of machine, software and way of measuring, and those that are only told."""
     blocking: list[str] = []
     told: list[str] = []
     if base.machine != new.machine:
         blocking.append(f"machine: {base.machine} in BASE, {new.machine} in NEW")
+    if base.isolated != new.isolated:
+        ways = ["processes of its own" if run.isolated else "turns with the others" for run in (base, new)]
+        blocking.append(f"isolate: every implementation was timed in {ways[0]} in BASE, in {ways[1]} in NEW")
     ours, theirs = _flat(base.environment), _flat(new.environment)
     lacking = {"BASE": 0, "NEW": 0}
     for name in sorted({*ours, *theirs}):

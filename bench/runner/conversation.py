@@ -122,7 +122,7 @@ def how_it_ended(wait_status: int, *, out_of_memory: bool) -> tuple[Status, str]
 def _lack(job: Job, answer: Answer) -> str | None:
     """What an ``ok`` answer lacks for its job, as the end of a sentence, or None."""
     if isinstance(job, TimeJob | ControlJob):
-        wanted = {case.id for case in job.cases} if isinstance(job, TimeJob) else {"base", "twin", "slowed"}
+        wanted = {case.id for case in job.cases} if isinstance(job, TimeJob) else set(job.arms)
         if answer.arms is None or set(answer.arms) != wanted:
             return "with other arms than were asked for"
         if len({len(arm.latency_s) for arm in answer.arms.values()}) != 1:

@@ -20,6 +20,8 @@ from bench.store.qualified import Qualified
 from bench.store.schema import Arm, Disturbance, EnergyReading, Status
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
+ControlArm = Literal["base", "twin", "slowed"]
+CONTROL_ARMS: tuple[ControlArm, ...] = ("base", "twin", "slowed")
 
 
 class _Message(BaseModel):
@@ -76,7 +78,11 @@ class TimeJob(_Message):
 
 
 class ControlJob(_Message):
-    """The self-test: base, identical twin and slowed twin in interleaved rounds."""
+    """The self-test: base, identical twin and slowed twin in interleaved rounds.
+
+    Attributes:
+        arm: only this one, in a process of its own.
+    """
 
     job: Literal["control"] = "control"
     device: str
@@ -84,6 +90,12 @@ class ControlJob(_Message):
     planted_slowdown: float
     order_seed: int
     time_budget_s: float
+    arm: ControlArm | None = None
+
+    @property
+    def arms(self) -> tuple[ControlArm, ...]:
+        """What is to be timed."""
+        return CONTROL_ARMS if self.arm is None else (self.arm,)
 
 
 class CeilingJob(_Message):

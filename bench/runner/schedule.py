@@ -47,11 +47,13 @@ class Overheads:
 
     Attributes:
         start_s: one start of a fork server.
-        job_s: by workload: of one TimeJob, beyond the time it was given.
+        job_s: by workload: of timing it in one replicate, beyond the time it was given.
+        guess_s: the same of a workload that was not seen yet.
     """
 
     start_s: float = START_GUESS_S
     job_s: dict[str, float] = field(default_factory=dict)
+    guess_s: float = JOB_OVERHEAD_GUESS_S
 
     def saw_start(self, wall_s: float) -> None:
         """Learn from one start."""
@@ -64,7 +66,7 @@ class Overheads:
 
     def job(self, key: str) -> float:
         """Expected overhead of one job."""
-        return self.job_s.get(key, JOB_OVERHEAD_GUESS_S)
+        return self.job_s.get(key, self.guess_s)
 
 
 def shares(
@@ -85,6 +87,17 @@ def shares(
     """
     fixed_s = overheads.start_s + sum(overheads.job(key) for key in round_s)
     sampling_s = max(0.0, (time_s / num_replicates - fixed_s) * (1 - CONTROL_SHARE))
+    return divide(sampling_s, round_s, min_rounds)
+
+
+def divide(sampling_s: float, round_s: Mapping[str, float], min_rounds: int) -> dict[str, float]:
+    """Seconds of sampling for every key, as :func:`shares` describes it.
+
+    Args:
+        sampling_s: what there is to divide.
+        round_s: rough time of one round of each.
+        min_rounds: rounds, at least.
+    """
     need_s = {key: ROUNDS_OVERHEAD * min_rounds * seconds for key, seconds in round_s.items()}
     spare_s = sampling_s - sum(need_s.values())
     if spare_s < 0:
@@ -97,7 +110,7 @@ def least_s(round_s: Iterable[float], processes: int, min_rounds: int, overheads
     """Seconds that it takes to time workloads in as many processes as a verdict needs, control included."""
     from bench.analysis.comparisons import MIN_PROCESSES  # only here: --dry-run plans without loading scipy and pandas
 
-    workloads_s = sum(JOB_OVERHEAD_GUESS_S + ROUNDS_OVERHEAD * min_rounds * seconds for seconds in round_s)
+    workloads_s = sum(overheads.guess_s + ROUNDS_OVERHEAD * min_rounds * seconds for seconds in round_s)
     return min(processes, MIN_PROCESSES) * (overheads.start_s + MIN_CONTROL_S + workloads_s)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,6 +102,11 @@ class Session:
             found[workload_id] = max(MIN_ROUND_S, sum(known.rough_latency_s for known in rough if known))
         return found
 
+    def rough_calls_s(self, cases: Sequence[Case]) -> dict[str, float]:
+        """Rough seconds of one call of qualified cases, by case id."""
+        rough = {case.id: self.outcomes[case.id].qualified for case in cases}
+        return {key: max(MIN_ROUND_S, known.rough_latency_s if known else 0.0) for key, known in rough.items()}
+
     def missing_processes(self) -> dict[str, int]:
         """By workload: in how many processes it is still to be timed; those timed in all are left out."""
         timed = Counter(record.workload_id for record in self.of_kind(SamplesRecord))
@@ -112,9 +119,14 @@ class Session:
 
     def new_overheads(self) -> schedule.Overheads:
         """What is not sampling, before anything of it was seen."""
-        compiled = Counter(key for key, cases in self.qualified().items() for case in cases if case.compile != "none")
+        qualified = self.qualified()
+        compiled = Counter(key for key, cases in qualified.items() for case in cases if case.compile != "none")
+        processes = {key: len(cases) if self.sweep.measure.isolate else 1 for key, cases in qualified.items()}
         guess_s, case_s = schedule.JOB_OVERHEAD_GUESS_S, schedule.COMPILED_CASE_GUESS_S
-        return schedule.Overheads(job_s={key: guess_s + case_s * number for key, number in compiled.items()})
+        return schedule.Overheads(
+            job_s={key: guess_s * number + case_s * compiled[key] for key, number in processes.items()},
+            guess_s=guess_s * statistics.fmean(processes.values() or [1]),
+        )
 
     def new_server(self, *preload: str) -> ForkServer:
         """A fork server of this run, not started yet, with what its implementations need and ``preload`` loaded."""

@@ -17,7 +17,8 @@ from bench.analysis.statistics import half_widths
 from bench.cases import Case, Workload
 from bench.runner import schedule
 from bench.runner.fleet import Fleet
-from bench.runner.protocol import Answer, CeilingJob, ControlJob, TimeJob
+from bench.runner.isolation import one_each
+from bench.runner.protocol import CONTROL_ARMS, Answer, CeilingJob, ControlJob, TimeJob
 from bench.runner.servers import ForkServer
 from bench.runner.session import MIN_ROUND_S, Session, short_workload
 from bench.store.schema import CeilingRecord, ControlRecord, SamplesRecord, Status
@@ -147,15 +148,10 @@ class Timing:
                 self._uncharged(workload, failed)
                 return
             start_s = time.monotonic()
-            job = TimeJob(
-                cases=remaining,
-                folder=str(self._session.scratch.folder(workload)),
-                order_seed=order_seed,
-                time_budget_s=share_s,
-                overrun_s=schedule.overrun_s(share_s),
-                min_rounds=self._measure.min_rounds,
-            )
-            answer = server.execute(job, self._session.patience_s(*remaining) + share_s)
+            if self._measure.isolate:
+                answer = self._one_process_each(server, remaining, order_seed, share_s)
+            else:
+                answer = self._one_process(server, remaining, order_seed, share_s, schedule.overrun_s(share_s))
             wall_s = time.monotonic() - start_s
             if answer.status is Status.OK and answer.arms is not None:
                 self._session.record(
@@ -166,6 +162,7 @@ class Timing:
                     order_seed=order_seed,
                     wall_s=wall_s,
                     disturbance=answer.disturbance,
+                    isolated=self._measure.isolate,
                 )
                 self._overheads.saw_job(workload.id, wall_s, share_s)
                 seen_s = sum(statistics.median(a.latency_s or [0.0]) * a.inner_calls for a in answer.arms.values())
@@ -178,6 +175,29 @@ class Timing:
             reason = f"while it was timed: {answer.reason}"
             self._session.settle(charged[0], Answer(status=answer.status, reason=reason))
             remaining.remove(charged[0])
+
+    def _one_process(
+        self, server: ForkServer, cases: Sequence[Case], order_seed: int, share_s: float, overrun_s: float
+    ) -> Answer:
+        job = TimeJob(
+            cases=list(cases),
+            folder=str(self._session.scratch.folder(cases[0].workload)),
+            order_seed=order_seed,
+            time_budget_s=share_s,
+            overrun_s=overrun_s,
+            min_rounds=self._measure.min_rounds,
+        )
+        return server.execute(job, self._session.patience_s(*cases) + share_s)
+
+    def _one_process_each(self, server: ForkServer, cases: Sequence[Case], order_seed: int, share_s: float) -> Answer:
+        by_id = {case.id: case for case in cases}
+        shares_s = schedule.divide(share_s, self._session.rough_calls_s(cases), self._measure.min_rounds)
+        overrun_s = schedule.overrun_s(share_s) / len(cases)
+
+        def ask(name: str) -> Answer:
+            return self._one_process(server, [by_id[name]], order_seed, shares_s[name], overrun_s)
+
+        return one_each(list(by_id), ask, order_seed)
 
     def _earlier_share(self, key: str) -> float:
         """Seconds that a workload had in the processes of an earlier session."""
@@ -205,7 +225,16 @@ class Timing:
             order_seed=random.Random(f"{self._session.sweep.seed}/{replicate}/control").getrandbits(31),
             time_budget_s=share_s,
         )
-        answer = server.execute(job, self._measure.timeout_s + share_s)
+        silence_s = self._measure.timeout_s + share_s
+        if self._measure.isolate:
+            part_s = share_s / len(CONTROL_ARMS)
+
+            def ask(arm: str) -> Answer:
+                return server.execute(job.model_copy(update={"arm": arm, "time_budget_s": part_s}), silence_s)
+
+            answer = one_each(CONTROL_ARMS, ask, job.order_seed)
+        else:
+            answer = server.execute(job, silence_s)
         if answer.status is not Status.OK:
             self._session.note("warning", f"the self-test failed in one process: {answer.reason}")
             return
@@ -217,6 +246,7 @@ class Timing:
             wall_s=time.monotonic() - start_s,
             device=place.device,
             threads=place.threads,
+            isolated=self._measure.isolate,
         )
 
     def _ceilings(self, server: ForkServer, replicate: int) -> None:

@@ -139,6 +139,8 @@ class SamplesRecord(Record):
         order_seed: seed of the random order within rounds.
         wall_s: seconds from the request to the answer.
         disturbance: what else happened meanwhile.
+        isolated: every arm had a process of its own, one after the other in an order drawn from ``order_seed``; then
+            rounds are not pairs, and arms may have different numbers of them.
     """
 
     kind: Literal["samples"] = "samples"
@@ -148,10 +150,11 @@ class SamplesRecord(Record):
     order_seed: int
     wall_s: float
     disturbance: Disturbance = Disturbance()
+    isolated: bool = False
 
     @model_validator(mode="after")
     def _rounds_are_whole(self) -> SamplesRecord:
-        if len({len(arm.latency_s) for arm in self.arms.values()}) > 1:
+        if not self.isolated and len({len(arm.latency_s) for arm in self.arms.values()}) > 1:
             raise ValueError("arms of one process have different numbers of rounds")
         return self
 
@@ -164,6 +167,7 @@ class ControlRecord(Record):
         arms: ``base``, ``twin`` (identical code) and ``slowed`` (the same plus ``planted_slowdown`` of its time).
         planted_slowdown: relative slowdown that was planted, for example 0.05.
         device, threads: where it ran; null in records of version 1.
+        isolated: as in :class:`SamplesRecord`.
     """
 
     kind: Literal["control"] = "control"
@@ -173,6 +177,7 @@ class ControlRecord(Record):
     wall_s: float
     device: Line | None = None
     threads: int | None = None
+    isolated: bool = False
 
 
 class CeilingRecord(Record):
@@ -315,6 +320,12 @@ class RunInfo(BaseModel):
     def label(self) -> str:
         """Whose layer was measured, as in ``qwen3-30b-a3b at 1/4``; empty where it is no real model's."""
         return one_line(str(self.config.get("label") or ""))
+
+    @property
+    def isolated(self) -> bool:
+        """Whether every implementation was timed in processes of its own."""
+        measure = self.config.get("measure")
+        return isinstance(measure, dict) and measure.get("isolate") is True
 
     @property
     def title(self) -> str:

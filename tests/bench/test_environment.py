@@ -35,6 +35,36 @@ def test_an_environment_does_not_say_whose_machine_it_is(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "recorded"),
+    [
+        ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", "expandable_segments:True"),
+        ("PYTORCH_ALLOC_CONF", "max_split_size_mb:128", "max_split_size_mb:128"),
+        ("MALLOC_ARENA_MAX", "1", "1"),
+        ("MALLOC_TRIM_THRESHOLD_", "0", "0"),
+        ("MALLOC_CONF", "narenas:2", "narenas:2"),
+        ("_RJEM_MALLOC_CONF", "narenas:2", "narenas:2"),
+        ("TCMALLOC_MAX_TOTAL_THREAD_CACHE_BYTES", "1", "1"),
+        ("MIMALLOC_LARGE_OS_PAGES", "1", "1"),
+        ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=1", "glibc.malloc.mmap_threshold=1"),
+        ("LD_PRELOAD", "/home/ada/libtcmalloc.so.4", "…/libtcmalloc.so.4"),
+    ],
+)
+def test_settings_of_allocators_are_recorded(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, recorded: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert environment.describe()["settings"][name] == recorded
+
+
+def test_the_allocator_is_the_one_that_was_loaded(tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    maps.write_text("7f00-7f01 r-xp 00000000 fe:00 1 /usr/lib/libc.so.6\n7f02 r-xp 0 fe:00 2 /opt/x/libjemalloc.so.2\n")
+    assert environment.allocator(maps) == "jemalloc"
+    maps.write_text("7f00-7f01 r-xp 00000000 fe:00 1 /usr/lib/libc.so.6\n")
+    assert environment.allocator(maps) == " ".join(filter(None, platform.libc_ver()))
+
+
+@pytest.mark.parametrize(
     ("model", "key"),
     [
         ("Intel(R) Xeon(R) CPU E5-2690 v4 @ 2.60GHz", "intel-xeon-e5-2690-v4-2-cores"),

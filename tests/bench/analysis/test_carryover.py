@@ -65,6 +65,12 @@ def test_every_sample_has_the_predecessor_that_it_had() -> None:
     assert rounds == want
 
 
+def test_what_ran_by_itself_has_no_predecessor() -> None:
+    alone = [process(replicate, 0.5).model_copy(update={"isolated": True}) for replicate in range(12)]
+    assert predecessors(alone[0]) == []
+    assert carry_over(alone, NAMES) == []
+
+
 def test_logs_that_do_not_tell_and_too_few_processes_give_no_finding() -> None:
     assert predecessors(process(0, 0.0, warmup_rounds=None)) == []
     assert carry_over([process(replicate, 0.5, warmup_rounds=None) for replicate in range(12)], NAMES) == []

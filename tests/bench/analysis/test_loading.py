@@ -26,7 +26,7 @@ from bench.errors import ResultsError
 from bench.store.log import append, create_run
 from bench.store.qualified import RoutingFacts
 from bench.store.schema import AnyRecord, Disturbance, EnergyRecord, Status
-from bench.table import short_table
+from bench.table import held_equal, short_table
 
 WORKLOAD = making.workload()
 TRUE_S = {"grouped": 1e-3, "loop": 2e-3, "dense": 0.5e-3}
@@ -131,6 +131,11 @@ def test_where_nobody_wins_the_fastest_is_the_one_with_the_lowest_latency_of_the
     analysis = analyse(making.info, records)
     assert analysis.winners[0].contenders == ("loop", "grouped")
     assert set(analysis.frame["fastest_impl"]) == {"loop"}
+
+
+def test_what_is_held_equal_is_said_where_it_says_something() -> None:
+    values = {"num_experts": "8", "capacity_factor": "none", "dtype": "float32", "cache": "warm", "router_seed": "3"}
+    assert held_equal(values) == "experts 8, capacity none, dtype float32, router_seed 3, 1 other as by default"
 
 
 def test_csv_writes_none_for_dropless() -> None:
@@ -254,6 +259,12 @@ def test_warnings_give_the_evidence() -> None:
         "1 of 1 comparisons are inconclusive; about",
     ):
         assert evidence in warnings
+
+
+def test_an_isolated_run_says_so() -> None:
+    info = making.info.model_copy(update={"config": {"measure": {"isolate": True}}})
+    (warning,) = analyse(info, making.run(WORKLOAD, TRUE_S)).warnings
+    assert warning.startswith("Timed with --isolate: every implementation in processes of its own")
 
 
 def test_a_sound_run_warns_of_nothing() -> None:

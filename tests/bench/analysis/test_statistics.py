@@ -41,6 +41,15 @@ def test_a_process_gives_the_median_of_its_paired_log_ratios() -> None:
     assert paired_units([record])[pair] == pytest.approx([sign * math.log(3)])
 
 
+def test_processes_of_their_own_are_paired_by_their_medians() -> None:
+    latencies = {"loop": [2.0, 3.0, 80.0, 3.0, 3.0], "grouped": [1.0, 1.5, 2.0]}
+    record = making.samples(making.workload(), 0, latencies, isolated=True)
+    (units,) = paired_units([record]).values()
+    assert np.abs(units) == pytest.approx([math.log(2)])
+    with pytest.raises(ValueError, match="different numbers of rounds"):
+        making.samples(making.workload(), 0, latencies)
+
+
 def test_records_of_one_replicate_are_one_unit() -> None:
     workload = making.workload()
     records = [

@@ -21,6 +21,7 @@ ENVIRONMENT: dict[str, Any] = {
     "cpu": {"model": "a processor", "usable_cores": 2},
     "packages": {"torch": "2.13.0", "numpy": "2.3"},
     "settings": {"OMP_NUM_THREADS": "2"},
+    "system": {"allocator": "glibc"},
     "gpu_driver": None,
     "python": "CPython 3.11.4",
 }

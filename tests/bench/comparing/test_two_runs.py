@@ -144,6 +144,14 @@ def test_cases_of_one_run_only_are_listed_with_what_is_nearest() -> None:
         ({"packages": {"torch": "2.14.0", "numpy": "2.3"}}, "packages.torch: 2.13.0 in BASE, 2.14.0 in NEW"),
         ({"settings": {}}, "settings.OMP_NUM_THREADS: 2 in BASE, not set in NEW"),
         ({"gpu_driver": "570"}, "gpu_driver: null in BASE, 570 in NEW"),
+        (
+            {"settings": {"OMP_NUM_THREADS": "2", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}},
+            "settings.PYTORCH_CUDA_ALLOC_CONF: not set in BASE, expandable_segments:True in NEW",
+        ),
+        (
+            {"system": {"allocator": "jemalloc"}},
+            "system.allocator: glibc in BASE, jemalloc in NEW",
+        ),
     ],
 )
 def test_other_machines_and_software_are_refused_by_name_and_can_be_forced(changed: Any, named: str) -> None:
@@ -154,6 +162,12 @@ def test_other_machines_and_software_are_refused_by_name_and_can_be_forced(chang
     assert named in str(refused.value)
     forced = compare_records(side(), other, spread=QUIET, force=True)
     assert (forced.forced, only(forced).verdict) == ([named], "slower")
+
+
+def test_rounds_and_processes_of_their_own_are_different_ways_to_measure() -> None:
+    other = info("b", config={"measure": {"isolate": True}}), side("b")[1]
+    with pytest.raises(RequestError, match=r"timed in turns with the others in BASE, in processes of its own in NEW"):
+        compare_records(side(), other, spread=QUIET)
 
 
 def test_what_is_harmless_is_only_told() -> None:

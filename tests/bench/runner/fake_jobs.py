@@ -55,7 +55,8 @@ def perform(job: Job, announce: Callable[[Announce], None]) -> Answer:
                 misbehave(case.impl, "time")
             return Answer(arms={case.id: arm(offset, case.impl) for offset, case in enumerate(job.cases)})
         case ControlJob():
-            return Answer(arms={name: arm(offset) for offset, name in enumerate(("base", "twin", "slowed"))})
+            arms = {name: arm(offset) for offset, name in enumerate(("base", "twin", "slowed"))}
+            return Answer(arms={name: arms[name] for name in job.arms})
         case CeilingJob():
             return Answer(per_s=[1e9], working_set_bytes=1024)
         case ProfileJob():

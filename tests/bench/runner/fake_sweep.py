@@ -20,6 +20,7 @@ def make_sweep(
     budget_s: float = 60.0,
     half_width: float = 0.99,
     timeout_s: float = 5.0,
+    isolate: bool = False,
 ) -> Sweep:
     cases = [
         Case(
@@ -36,6 +37,7 @@ def make_sweep(
         timeout_s=timeout_s,
         min_rounds=2,
         energy_window_s=1.0,
+        isolate=isolate,
     )
     return Sweep(source="fake", given={"impls": impls}, seed=7, cases=cases, measure=measure)
 
