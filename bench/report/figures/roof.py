@@ -1,14 +1,19 @@
-"""The roofline: speed against arithmetic intensity, under the ceilings that were measured in the same run."""
+"""The roofline: speed against arithmetic intensity, under the ceilings that were measured in the same run.
+
+Where the card's data sheet is known, its roofs are drawn too, dashed and named: to look at, never to judge by.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from bench.analysis.datasheets import DataSheet, sheet_of_run
 from bench.analysis.statistics import Floats
 from bench.report.figures.canvas import Picture, finish, grid, headline, log_axis
 from bench.report.slices import evenly
@@ -39,6 +44,7 @@ def roof_picture(view: View, slug_prefix: str = "") -> Picture | None:
     ids = evenly([workload_id for workload_id in view.workloads if workload_id in known], MAX_WORKLOADS)
     rows = rows[rows["workload_id"].isin(ids)]
     peaks = [peak.value for (what, *_), peak in view.analysis.ceilings.items() if what == "matmul"]
+    tops = [*peaks, *sheet_peaks(view)]
     size, unit = scale_for(peaks, FLOP_UNITS)
     bandwidths = [peak.value for (what, *_), peak in view.analysis.ceilings.items() if what != "matmul"]
     knees = [max(peaks) / bandwidth for bandwidth in bandwidths]
@@ -48,7 +54,7 @@ def roof_picture(view: View, slug_prefix: str = "") -> Picture | None:
         for panel, (device, threads) in zip(panels, shown, strict=True):
             # from left of the first knee, so that the slopes and the flat roof are both seen
             log_axis(panel, "x", [min(float(intensity.min()), *knees), float(intensity.max())], pad=2.5)
-            log_axis(panel, "y", [float((rows["flops"] / rows["latency_s"]).min()) / size, max(peaks) / size], pad=1.6)
+            log_axis(panel, "y", [float((rows["flops"] / rows["latency_s"]).min()) / size, max(tops) / size], pad=1.6)
             draw_roofs(panel, view, device, threads, size)
             _marks(panel, view, rows[(rows["device"] == device) & (rows["threads"] == threads)], size)
             panel.set_xlabel("useful operations a byte that must be moved, FLOP/B")
@@ -65,7 +71,7 @@ def roof_picture(view: View, slug_prefix: str = "") -> Picture | None:
         "measured on this machine in this run: the line is the best process' median, the shade reaches to its best "
         "repetition. The upright line through a mark is its interval. Operations and bytes are the useful ones, "
         "counted from the routing that happened, the same for every implementation of the layer; hollow grey marks "
-        f"are baselines with operations of their own.{cut}"
+        f"are baselines with operations of their own.{sheet_words(view)}{cut}"
     )
     advice = (
         "Near a slope, make the call move fewer bytes: a shorter number format, or more tokens for weights that are "
@@ -75,8 +81,26 @@ def roof_picture(view: View, slug_prefix: str = "") -> Picture | None:
     return finish(figure, f"{slug_prefix}roofline", title, caption, advice)
 
 
+def sheet_peaks(view: View) -> list[float]:
+    """Operations per second that the card's data sheet gives for the number formats whose ceiling was measured."""
+    sheet = sheet_of_run(view.analysis.info.environment)
+    measured = {dtype for what, device, dtype, _ in view.analysis.ceilings if what == "matmul" and device == "cuda"}
+    return [] if sheet is None else [sheet.flops_per_s[dtype] for dtype in measured if dtype in sheet.flops_per_s]
+
+
+def sheet_words(view: View) -> str:
+    """What a caption says of the data sheet's roofs; empty where none are drawn."""
+    if not sheet_peaks(view):
+        return ""
+    return (
+        " The dashed grey roofs are the data sheet's, which no card sustains; they are there to compare with, and no "
+        "share of a ceiling is taken of them."
+    )
+
+
 def draw_roofs(panel: Axes, view: View, device: str, threads: int, size: float) -> None:
     """The flat roof of each number format, and the slopes of the memories up to the highest roof."""
+    sheet = sheet_of_run(view.analysis.info.environment) if device == "cuda" else None
     ceilings = {
         (what, dtype): peak
         for (what, at, dtype, num_threads), peak in view.analysis.ceilings.items()
@@ -85,6 +109,8 @@ def draw_roofs(panel: Axes, view: View, device: str, threads: int, size: float) 
     flat = {dtype: peak for (what, dtype), peak in ceilings.items() if what == "matmul"}
     highest = max(peak.value for peak in flat.values())
     left, right = panel.get_xlim()
+    if sheet is not None:
+        _draw_sheet(panel, sheet, flat, size)
     for (dtype, peak), dash in zip(sorted(flat.items(), key=lambda item: -item[1].value), _DASHES * 2, strict=False):
         panel.axhspan(peak.value / size, peak.high / size, color=MUTED, alpha=0.14, linewidth=0)
         panel.axhline(peak.value / size, color=INK, linewidth=1.3, linestyle=dash)
@@ -104,18 +130,36 @@ def draw_roofs(panel: Axes, view: View, device: str, threads: int, size: float) 
         x = np.geomspace(left, knee, 2)
         panel.fill_between(x, x * best.value / size, x * best.high / size, color=MUTED, alpha=0.14, linewidth=0)
         panel.plot(x, x * best.value / size, color=INK, linewidth=1.3)
-        _along(panel, x, x * best.value / size, f"{_MEMORIES[what]}, {rate(best.value, 'B/s')}")
+        # the data sheet's slope is just above the memory's
+        words, below = f"{_MEMORIES[what]}, {rate(best.value, 'B/s')}", sheet is not None and what == "memory"
+        _along(panel, x, x * best.value / size, words, below=below)
 
 
-def _along(panel: Axes, x: Floats, y: Floats, words: str) -> None:
+def _draw_sheet(panel: Axes, sheet: DataSheet, dtypes: Iterable[str], size: float) -> None:
+    """The data sheet's roofs for the number formats that were measured; the slope ends at the highest of them."""
+    style: dict[str, Any] = {"color": MUTED, "linewidth": 1.0, "linestyle": (0, (6, 4)), "zorder": 1.5}
+    left, right = panel.get_xlim()
+    known = {dtype: sheet.flops_per_s[dtype] for dtype in dtypes if dtype in sheet.flops_per_s}
+    for dtype, peak in known.items():
+        panel.axhline(peak / size, **style)
+        words = f"{sheet.card} data sheet, {dtype}: {rate(peak, 'FLOP/s')}, {rate(sheet.bytes_per_s, 'B/s')}"
+        panel.annotate(words, (left, peak / size), (4, 4), textcoords="offset points", ha="left", size=8, color=MUTED)
+    knee = min(right, max(known.values(), default=0.0) / sheet.bytes_per_s)
+    if knee > left:
+        x = np.geomspace(left, knee, 2)
+        panel.plot(x, x * sheet.bytes_per_s / size, **style)
+
+
+def _along(panel: Axes, x: Floats, y: Floats, words: str, *, below: bool) -> None:
     """Writes along a slope what it is, in the middle of what is inside the panel."""
     bottom = panel.get_ylim()[0]
     start = max(x[0], x[0] * bottom / y[0])
     at = float(np.sqrt(start * x[1]))
     panel.text(
         at,
-        1.07 * at * y[0] / x[0],
+        at * y[0] / x[0] * (1 / 1.07 if below else 1.07),
         words,
+        va="top" if below else "baseline",
         rotation=float(np.degrees(np.arctan(y[0] / x[0]))),  # of the data, turned to its angle on the page
         transform_rotates_text=True,
         rotation_mode="anchor",

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from bench.report.figures.canvas import Picture, finish, grid, headline, log_axis
 from bench.report.figures.causes import STAGE_COLOURS
-from bench.report.figures.roof import FLOP_UNITS, draw_roofs
+from bench.report.figures.roof import FLOP_UNITS, draw_roofs, sheet_peaks, sheet_words
 from bench.report.profiles.cases import Profiled, case_words, drawn_workloads
 from bench.report.style import INK, MUTED, house_style, scale_for
 from bench.report.view import View
@@ -79,7 +79,7 @@ def stage_roof_picture(view: View, cases: Sequence[Profiled], slug_prefix: str =
     figure, (panel,) = grid(1, 1, 4.3)
     with house_style():
         log_axis(panel, "x", [*intensities, *(max(peaks) / bandwidth for bandwidth in bandwidths)], pad=2)
-        log_axis(panel, "y", [min(speeds) / size, max(*peaks, *speeds) / size], pad=1.6)
+        log_axis(panel, "y", [min(speeds) / size, max(*peaks, *sheet_peaks(view), *speeds) / size], pad=1.6)
         draw_roofs(panel, view, device, threads, size)
         for mark, x, speed in zip(marks, intensities, speeds, strict=True):
             _mark(panel, mark, x, speed / size)
@@ -95,8 +95,8 @@ def stage_roof_picture(view: View, cases: Sequence[Profiled], slug_prefix: str =
         "A mark is one stage of one case: its colour is the stage, its shape the implementation, hollow in the "
         "backward pass. Operations and bytes are those that its operators really did and moved, padding and copies "
         "included, so a mark high up may still do useless work; the roofline of cases counts the useful ones. The line "
-        "of a roof is the best process' median, the shade reaches to its best repetition. No data sheet's roofs are "
-        "drawn: only what was measured here.",
+        "of a roof is the best process' median, the shade reaches to its best repetition."
+        + sheet_words(view),
         "Under a slope, move fewer bytes or do more with each; under the flat roof, use a shorter number format or do "
         "less; far below both, the shapes are too small to keep the processor busy: more tokens an expert, or fewer "
         "and larger experts. A stage above its roof is a fault of the ceiling or of the case, and is named below.",

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -218,6 +219,28 @@ def test_crossover_map_needs_two_axes_and_roofs_need_ceilings(analysis_factory: 
     assert roof is not None
     assert "main memory" in roof.svg
     assert roof_picture(make_view(dataclasses.replace(moved, ceilings={}))) is None
+
+
+def test_a_data_sheet_is_drawn_and_named_and_changes_no_share(analysis_factory: Callable[..., Analysis]) -> None:
+    found = analysis_factory()
+    frame = found.frame.assign(device="cuda", dtype="bfloat16", flops=1e9, moved_bytes=2e7)
+    fields: dict[str, Any] = {
+        "frame": frame,
+        "ceilings": {
+            ("matmul", "cuda", "bfloat16", 2): Estimate(7e14, 6.9e14, 7.1e14),
+            ("memory", "cuda", "bfloat16", 2): Estimate(3e12, 2.9e12, 3.1e12),
+        },
+    }
+    pictures = {}
+    for name in ("NVIDIA H100 80GB HBM3", "A card that nobody knows"):
+        info = found.info.model_copy(update={"environment": {"gpus": [{"name": name}]}})
+        pictures[name] = roof_picture(make_view(dataclasses.replace(found, info=info, **fields)))
+    known, unknown = pictures.values()
+    assert known is not None
+    assert unknown is not None
+    assert "H100 SXM data sheet, bfloat16: 990 TFLOP/s, 3.35 TB/s" in known.svg
+    assert "data sheet's, which no card sustains" in known.caption
+    assert "data sheet" not in unknown.svg + unknown.caption
 
 
 def test_exponents_stand_beside_their_theory(analysis: Analysis) -> None:
