@@ -117,6 +117,7 @@ def profile_(
     layer: ModelOptions | None = None,
     budget: str | None = None,
     operators: int = 8,
+    nvtx: bool = False,
     results: Path = RESULTS,
     quiet: bool = False,
 ) -> int:
@@ -129,12 +130,13 @@ def profile_(
         layer: A real model's layer.
         budget: Time for the timing before it, as in 90s.
         operators: How many operators to print of each implementation.
+        nvtx: Mark calls and stages for NVIDIA's tools, as in `nsys profile moebench profile ...`; on a GPU only.
         results: Folder in which runs are kept; results by default.
         quiet: Show no progress.
     """
     from bench.profile_command import profile_command
 
-    given = (axes or Axes()).overrides(impl=impl, budget=budget, profile="true")
+    given = (axes or Axes()).overrides(impl=impl, budget=budget, profile="true", nvtx="true" if nvtx else None)
     return profile_command(
         source,
         given,

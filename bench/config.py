@@ -142,6 +142,11 @@ def parse_sweep(
         raise ConfigError(f"{source} with the given overrides" if overrides else source, faults)
 
     devices = [_usable_device(name) for name in checked.workload.device]
+    if checked.measure.nvtx and "cpu" in devices:
+        raise RequestError(
+            f"{source}: NVTX ranges are for NVIDIA's tools, which watch a GPU, and this sweep runs on the CPU; "
+            "profile without --nvtx, or with --device cuda"
+        )
     impls, left_out = _all_named(checked.workload.impls, checked.layer.router)
     given["workload"] |= {
         "impls": _written(impls),

@@ -190,6 +190,7 @@ class Measure(_Table):
         energy_window_s: length of the sustained loop under an energy meter (``energy_window``).
         planted_slowdown: relative slowdown of the control's slowed twin, which the run must find.
         profile: whether every case is profiled, in a pass of its own after it was timed.
+        nvtx: whether profiled calls are marked for NVIDIA's tools, on a GPU only.
         isolate: whether every implementation is timed in processes of its own, instead of in turns with the others.
     """
 
@@ -203,6 +204,7 @@ class Measure(_Table):
     energy_window_s: Seconds = Field(default=4.0, alias="energy_window")
     planted_slowdown: Annotated[float, Field(strict=True, ge=0.001, lt=1)] = 0.05
     profile: Flag = False
+    nvtx: Flag = False
     isolate: Flag = False
 
 

@@ -19,6 +19,7 @@ SHORTCUTS = {
     "seed": "workload.seed",
     "budget": "measure.budget",
     "profile": "measure.profile",
+    "nvtx": "measure.nvtx",
     "isolate": "measure.isolate",
 }
 

@@ -81,8 +81,8 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
     counted = count(step)  # first: what happens only once happens here
     before_s = _plain(step, time_budget_s / 4)
     num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / statistics.median(before_s))))
-    on_device = step.device.torch_device.type == "cuda"
-    with recording(), profile(use_device="cuda" if on_device else None, record_shapes=True) as profiled:
+    on_device = step.profiled_device is not None
+    with recording(nvtx=step.nvtx), profile(use_device=step.profiled_device, record_shapes=True) as profiled:
         for _ in range(num_calls):
             step()
     # before and after, so that a machine that changes its speed changes it for both

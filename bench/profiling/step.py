@@ -27,12 +27,19 @@ class Step:
         backward: propagates the fixed gradient from that output; None in ``forward``.
         drop: forgets the gradients, so that the next call allocates its own.
         device: where it runs.
+        nvtx: whether NVIDIA's tools, which then watch the device in place of torch's profiler, see calls and stages.
     """
 
     forward: Callable[[], torch.Tensor]
     backward: Callable[[torch.Tensor], None] | None
     drop: Callable[[], None]
     device: Device
+    nvtx: bool = False
+
+    @property
+    def profiled_device(self) -> str | None:
+        """The device that torch's profiler is to watch beside the host; only one tool at a time can."""
+        return None if self.nvtx or self.device.torch_device.type == "cpu" else self.device.torch_device.type
 
     def __call__(
         self,
@@ -45,7 +52,7 @@ class Step:
             after_forward: told the output, before anything is propagated back.
             before_drop: called while the output and the gradients are still there.
         """
-        with record_function(CALL):
+        with record_function(CALL), torch.cuda.nvtx.range(CALL) if self.nvtx else nullcontext():
             with record_function(FORWARD):
                 output = self.forward()
             after_forward(output)

@@ -44,6 +44,7 @@ def _profile(session: Session, server: ForkServer, case: Case) -> None:
         folder=str(session.scratch.folder(case.workload)),
         traces=str(session.folder.absolute() / TRACES),
         time_budget_s=CASE_BUDGET_S,
+        nvtx=session.sweep.measure.nvtx,
     )
     answer = server.execute(job, session.patience_s(case) + CASE_BUDGET_S)
     if answer.status is Status.OK and answer.profile is not None:

@@ -126,6 +126,7 @@ class ProfileJob(_Message):
         folder: the workload's files.
         traces: folder for the trace files, which are named after the case.
         time_budget_s: the watched calls end when this is spent, after a few at least.
+        nvtx: whether the calls are watched by NVIDIA's tools, which then see its stages.
     """
 
     job: Literal["profile"] = "profile"
@@ -133,6 +134,7 @@ class ProfileJob(_Message):
     folder: str
     traces: str
     time_budget_s: float
+    nvtx: bool = False
 
 
 class ConformJob(_Message):

@@ -131,7 +131,7 @@ class Profile(_Part):
         operators: the longest first; the shapes of many short ones are folded into a row an operator and stage.
         left_out: operators and shapes that have no row of their own, and their time together.
         timeline: null where it was not made, with the reason in ``gaps``.
-        traces: file names beside the log by kind: ``perfetto``, ``memory``.
+        traces: file names beside the log by kind: ``perfetto``, ``memory``, on a GPU also ``allocator``.
         gaps: what is not known, and why.
     """
 

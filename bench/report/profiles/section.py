@@ -144,7 +144,11 @@ def _workload(view: View, group: Sequence[Profiled], number: int, slug_prefix: s
     )
 
 
-_KINDS = {"perfetto": "timeline of one call", "memory": "memory snapshot"}
+_KINDS = {
+    "perfetto": "timeline of one call",
+    "memory": "memory snapshot",
+    "allocator": "snapshot of the CUDA allocator",
+}
 
 
 def _traces(case: Profiled, files: Sequence[TraceFile]) -> Traces:

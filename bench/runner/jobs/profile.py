@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from bench.measure.device import Device, open_device
+from bench.profiling.allocator import Snapshot, allocator_snapshot, write_allocator_snapshot
 from bench.profiling.export import write_memory_snapshot, write_perfetto
 from bench.profiling.measure import profile_step
 from bench.profiling.step import Step
@@ -19,6 +20,8 @@ from impls.layer import MoELayer
 
 PERFETTO = ".trace.json.gz"
 MEMORY = ".memory.pickle"
+ALLOCATOR = ".allocator.pickle"
+LEFT_TO_NSIGHT = "left to Nsight, which sees the ranges of these calls: torch's profiler watched the host only"
 
 
 def profile_case(job: ProfileJob, announce: Callable[[Announce], None]) -> Answer:
@@ -32,7 +35,9 @@ def profile_case(job: ProfileJob, announce: Callable[[Announce], None]) -> Answe
         announce(Announce(case_id=case.id, what="profile"))
         existing = {"weights": layer.weights.num_bytes, "input": shared.x.numel() * shared.x.element_size()}
         with gradients_dropped(shared):
-            profiled = profile_step(make_step(layer, shared, device), existing, job.time_budget_s)
+            step = make_step(layer, shared, device, nvtx=job.nvtx)
+            profiled = profile_step(step, existing, job.time_budget_s)
+            allocator: Snapshot | None = allocator_snapshot(step) if device.torch_device.type == "cuda" else None
     except Exception as error:  # noqa: BLE001 - foreign code: what it raises is this row's reason
         return failed(error, case)
     announce(Announce(what="write traces"))
@@ -42,10 +47,14 @@ def profile_case(job: ProfileJob, announce: Callable[[Announce], None]) -> Answe
     title, timeline = case.impl.rpartition("/")[2], profiled.profile.timeline
     write_perfetto(traces / names["perfetto"], title, profiled.call, profiled.kernels, timeline)
     write_memory_snapshot(traces / names["memory"], profiled.counted)
-    return Answer(profile=profiled.profile.model_copy(update={"traces": names}))
+    if allocator is not None:
+        names["allocator"] = case.id + ALLOCATOR
+        write_allocator_snapshot(traces / names["allocator"], allocator)
+    gaps = profiled.profile.gaps | ({"device_s": LEFT_TO_NSIGHT} if job.nvtx else {})
+    return Answer(profile=profiled.profile.model_copy(update={"traces": names, "gaps": gaps}))
 
 
-def make_step(layer: MoELayer, shared: Shared, device: Device) -> Step:
+def make_step(layer: MoELayer, shared: Shared, device: Device, *, nvtx: bool = False) -> Step:
     """The step of a built layer on a workload's shared tensors."""
     x_TD, routing, gradient_TD = shared.x, shared.routing, shared.output_gradient
     if shared.workload.direction == "forward":
@@ -54,7 +63,7 @@ def make_step(layer: MoELayer, shared: Shared, device: Device) -> Step:
             with torch.inference_mode():
                 return layer(x_TD, routing=routing)  # type: ignore[no-any-return] # nn.Module.__call__ is untyped
 
-        return Step(infer, None, lambda: None, device)
+        return Step(infer, None, lambda: None, device, nvtx)
     leaves = [leaf for _, leaf in shared.leaves()]
 
     def drop() -> None:
@@ -64,4 +73,4 @@ def make_step(layer: MoELayer, shared: Shared, device: Device) -> Step:
     def backward(output: torch.Tensor) -> None:
         torch.autograd.backward(output, gradient_TD)
 
-    return Step(lambda: layer(x_TD, routing=routing), backward, drop, device)
+    return Step(lambda: layer(x_TD, routing=routing), backward, drop, device, nvtx)
