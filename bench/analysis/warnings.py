@@ -64,7 +64,8 @@ def collect_warnings(
     found += _processes(timings)
     found += _steadiness(frame, timings)
     found += _disturbances(samples)
-    found += _findings({record.case_id: record for record in records if isinstance(record, CaseRecord)}.values())
+    cases = {record.case_id: record for record in records if isinstance(record, CaseRecord)}
+    found += [one.sentence for one in gather(cases.values())]
     found += _carried_over(frame, samples)
     found += _undecided(comparisons)
     return tuple(dict.fromkeys(map(one_line, found)))
@@ -146,15 +147,6 @@ def _disturbances(samples: Sequence[SamplesRecord]) -> Iterator[str]:
         if share > limit:
             evidence = what.format(share=percent(share))
             yield f"{evidence} while samples were taken; close other programs, or use a quieter machine."
-
-
-def _findings(cases: Iterable[CaseRecord]) -> Iterator[str]:
-    """What lint found, once for every implementation and rule, with the evidence of the largest of its cases."""
-    for found in gather(cases):
-        worst = found.worst
-        count = f"{found.num_cases} cases, in the largest " if found.num_cases > 1 else ""
-        advice = worst.fix[0].upper() + worst.fix[1:]
-        yield f"{found.impl} is slow for a known reason, {worst.rule}: {count}{worst.evidence}. {advice}."
 
 
 def _carried_over(frame: pd.DataFrame, samples: Sequence[SamplesRecord]) -> Iterator[str]:

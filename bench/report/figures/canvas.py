@@ -26,6 +26,8 @@ from bench.report.style import INK, MUTED, house_style, log_ticks, plain
 
 WIDTH_IN = 10.0
 _HEADER_IN = 0.62
+_TITLE_LETTERS = 130
+_SVG_SAYS, _PNG_SAYS = {"Date": None, "Creator": None}, {"Software": None}  # nothing that changes from day to day
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def _inks() -> str:
 
 
 def grid(
-    num_panels: int, num_columns: int, panel_height_in: float, *, share_x: bool = True
+    num_panels: int, num_columns: int, panel_height_in: float, *, share_x: bool = True, share_y: bool = True
 ) -> tuple[Figure, list[Axes]]:
     """A figure of small multiples with shared axes, room for a title above, panels in reading order."""
     num_columns = min(num_columns, num_panels)
@@ -83,7 +85,7 @@ def grid(
     with house_style():
         figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(num_rows, num_columns, sharex=share_x, sharey=True, squeeze=False).ravel()
+        axes = figure.subplots(num_rows, num_columns, sharex=share_x, sharey=share_y, squeeze=False).ravel()
         for spare in axes[num_panels:]:
             spare.remove()
         for i in range(max(0, num_panels - num_columns), num_panels):
@@ -99,6 +101,17 @@ def headline(figure: Figure, title: str, slice_words: str) -> None:
     height = figure.get_figheight()
     figure.text(0.006, 1 - 0.06 / height, title, size=12, weight="bold", color=INK, va="top", parse_math=False)
     figure.text(0.006, 1 - 0.33 / height, slice_words, size=8.5, color=MUTED, va="top", parse_math=False)
+
+
+def fitted(words: str, num_columns: int) -> str:
+    """A panel's title in lines that fit its width, broken between two of its parts."""
+    lines = [""]
+    for part in words.split(" · "):
+        joined = f"{lines[-1]} · {part}" if lines[-1] else part
+        lines = (
+            [*lines[:-1], joined] if len(joined) <= _TITLE_LETTERS // num_columns or not lines[-1] else [*lines, part]
+        )
+    return "\n".join(lines)
 
 
 def log_axis(axes: Axes, which: str, values: Sequence[float], pad: float = 1.0) -> None:
@@ -137,10 +150,10 @@ def finish(figure: Figure, slug: str, title: str, caption: str, advice: str) -> 
         place(figure)
         figure.set_layout_engine("none")  # one layout for both formats
         # each canvas draws once; `savefig` would draw everything twice for either format
-        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+        FigureCanvasSVG(figure).print_svg(svg, metadata=_SVG_SAYS)  # type: ignore[no-untyped-call] # the stubs lack it
         figure.set_dpi(200)
         figure.set_facecolor("white")
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+        FigureCanvasAgg(figure).print_png(png, metadata=_PNG_SAYS)  # type: ignore[no-untyped-call] # the stubs lack it
     text = svg.getvalue().replace("<defs>", f"{_inks()}\n<defs>", 1)
     text = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", re.sub(r"\s*\n\s*", "\n", text))
     return Picture(slug, title, caption, advice, text, png.getvalue())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import median
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from bench.analysis.divisions import Division, Limit
-from bench.report.figures.canvas import Picture, finish, grid, headline
+from bench.report.figures.canvas import Picture, finish, fitted, grid, headline
 from bench.report.profiles.cases import Profiled, drawn_workloads
 from bench.report.style import HOLLOW, INK, MUTED, TIME_UNITS, house_style, scale_for
 from bench.report.view import View
@@ -28,12 +30,15 @@ STAGE_COLOURS = {
     "experts": "#0072B2",
     "combine": "#E69F00",
     "shared": "#56B4E9",
+    "fused": "#F0E442",
     "gradients": "#009E73",
     "other": "#8b949e",
 }
 """In pictures of profiles a colour is a cause, a stage or a category; implementations are named, or told by marker."""
 BACKWARD_ALPHA = PALE_ALPHA = 0.5
 _ROW_IN = 0.3
+MAX_STRETCH = 4.0
+"""A bar so many times as long as the middle one of its panel is cut: the others could not be read beside it."""
 
 Part = tuple[float, str, float]
 """A stretch of a bar: seconds, colour and opacity."""
@@ -67,16 +72,19 @@ def causes_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = "")
     )
 
 
-def _cause_bar(panel: Axes, row: int, case: Profiled, size: float, _: float) -> None:
+def _cause_bar(panel: Axes, row: int, case: Profiled, size: float, end_s: float) -> None:
     """The causes, and beside them the two largest in words."""
     assert case.limit is not None
     resources = case.limit.whole.by_resource()
     whole = sum(resources.values())
     scale = case.profile.plain_s / whole if whole else 0.0
-    _bar(panel, row, [(scale * s, colour, alpha) for s, colour, alpha in _by_cause(case.limit.whole)], size)
+    parts = [(scale * s, colour, alpha) for s, colour, alpha in _by_cause(case.limit.whole)]
+    _bar(panel, row, parts, size, end_s)
     largest = sorted(((s / whole, cause) for cause, s in resources.items() if whole), reverse=True)
     words = [f"{100 * share:.0f} % {cause}" for share, cause in largest[:2] if share >= 0.05]
-    _note(panel, case.profile.plain_s / size, row, " · ".join(words + ["disturbed"] * case.disturbed))
+    cut = [f"{latency(case.profile.plain_s)}, not to scale"] * (case.profile.plain_s > end_s)
+    place = min(case.profile.plain_s, end_s) / size
+    _note(panel, place, row, " · ".join([*cut, *words, *["disturbed"] * case.disturbed]))
 
 
 def _by_cause(division: Division) -> list[Part]:
@@ -136,12 +144,20 @@ def _stage_bar(panel: Axes, row: int, case: Profiled, size: float, end_s: float)
         )
         for part in stages
     ]
-    _bar(panel, row, parts, size)
+    _bar(panel, row, parts, size, end_s)
+    if case.profile.plain_s > end_s:
+        cut = f"{latency(case.profile.plain_s)}, not to scale" + " · disturbed" * case.disturbed
+        _note(panel, end_s / size, row, cut)
+        return
     end = case.profile.plain_s
     if case.latency is not None:
         end = max(end, min(longest, case.latency.high))
-        panel.hlines(row, case.latency.low / size, min(longest, case.latency.high) / size, color=INK, lw=1, zorder=3)
-        panel.plot(case.latency.value / size, row, marker="|", color=INK, markersize=13, markeredgewidth=1.5, zorder=4)
+        low, high = (min(longest, bound) / size for bound in (case.latency.low, case.latency.high))
+        panel.hlines(row, low, high, color=INK, lw=1, zorder=3)
+        if case.latency.value <= longest:
+            panel.plot(
+                case.latency.value / size, row, marker="|", color=INK, markersize=13, markeredgewidth=1.5, zorder=4
+            )
     _note(panel, end / size, row, latency(case.profile.plain_s) + " · disturbed" * case.disturbed)
 
 
@@ -151,18 +167,18 @@ def _bars(
     *,
     draw: Callable[[Axes, int, Profiled, float, float], None],
     end_s: Callable[[Profiled], float],
-    handles: Sequence[Patch | Line2D],
+    handles: Sequence[Artist],
     slug: str,
     title: str,
     caption: str,
     advice: str,
 ) -> Picture:
-    """A panel a workload and a bar a case, drawn by ``draw(panel, row, case, seconds a unit, the longest end)``."""
+    """A panel a workload and a bar a case: ``draw(panel, row, case, seconds a unit, seconds where bars end)``."""
     figure, panels = grid(len(shown), 1, 0.62 + _ROW_IN * max(map(len, shown)), share_x=False)
     size, unit = scale_for([case.profile.plain_s for group in shown for case in group], TIME_UNITS)
     with house_style():
         for panel, group in zip(panels, shown, strict=True):
-            end = max(map(end_s, group))
+            end = _panel_end(list(map(end_s, group)))
             for row, case in enumerate(group):
                 draw(panel, row, case, size, end)
             _rows(panel, group, end / size)
@@ -174,14 +190,26 @@ def _bars(
     return finish(figure, slug, title, caption, advice)
 
 
-def _bar(panel: Axes, row: int, parts: Sequence[Part], size: float) -> None:
-    left, whole = 0.0, sum(seconds for seconds, _, _ in parts)
-    for seconds, colour, alpha in parts:
+def _panel_end(ends_s: Sequence[float]) -> float:
+    """Where the bars of a panel end: with the longest, or where that is far longer than the others, before."""
+    return min(max(ends_s), MAX_STRETCH * median(ends_s))
+
+
+def _bar(panel: Axes, row: int, parts: Sequence[Part], size: float, end_s: float) -> None:
+    """One bar; past the panel's end it keeps its shares and loses its scale, which a gap says."""
+    left, length = 0.0, sum(seconds for seconds, _, _ in parts)
+    whole = min(length, end_s)
+    for part_s, colour, alpha in parts:
+        seconds = part_s * whole / length if length else 0.0
         if seconds > 0:
             panel.barh(row, seconds / size, left=left, height=0.66, color=colour, alpha=alpha, linewidth=0, zorder=2)
             left += seconds / size
         if seconds > 0.006 * whole:  # between slivers, dividers would be all that is seen
             panel.vlines(left, row - 0.33, row + 0.33, color=HOLLOW, linewidth=0.8, zorder=2.5)
+
+    if length > end_s:
+        for at in (0.955, 0.97):
+            panel.plot([at * left, (at + 0.012) * left], [row + 0.4, row - 0.4], color=HOLLOW, linewidth=1.6, zorder=3)
 
 
 def _note(panel: Axes, x: float, row: int, words: str) -> None:
@@ -189,7 +217,7 @@ def _note(panel: Axes, x: float, row: int, words: str) -> None:
 
 
 def _rows(panel: Axes, group: Sequence[Profiled], end: float) -> None:
-    panel.set_title(group[0].workload, fontsize=9)
+    panel.set_title(fitted(group[0].workload, 1), fontsize=9)
     panel.set_xlim(0, 1.32 * end)
     panel.set_ylim(len(group) - 0.4, -0.6)
     panel.set_yticks(range(len(group)), [case.impl for case in group])

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from bench.analysis.crossover import CrossoverMap, crossover_maps
-from bench.report.figures.canvas import Picture, finish, grid, headline
+from bench.report.figures.canvas import Picture, finish, fitted, grid, headline
 from bench.report.slices import evenly
 from bench.report.style import INK, MUTED, TIMES, house_style
 from bench.report.view import AXES, FIELD_WORDS, WORKLOAD_FIELDS, View, describe, field_value
@@ -48,7 +48,7 @@ def crossover_picture(view: View, slug_prefix: str = "") -> Picture | None:
     with house_style():
         for i, (panel, found) in enumerate(zip(panels, shown, strict=True)):
             _draw(panel, view, found, xs, ys, leads if 9.0 / columns / len(xs) > 0.5 else {})
-            panel.set_title(describe(found.fixed), fontsize=9)
+            panel.set_title(fitted(describe(found.fixed), columns), fontsize=9)
             panel.set_xticks(range(len(xs)), [field_value(x, value) for value in xs])
             panel.set_yticks(range(len(ys)), [field_value(y, value) for value in ys])
             if i >= len(panels) - columns:

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from bench.analysis.statistics import Floats
-from bench.report.figures.canvas import Picture, finish, grid, headline
+from bench.report.figures.canvas import Picture, finish, fitted, grid, headline
 from bench.report.profiles.cases import Profiled, drawn_workloads
 from bench.report.style import MUTED, TIME_UNITS, house_style, scale_for
 from bench.report.view import View
 from bench.units import latency
+
+_DASHED = (0, (4.0, 2.0))
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def expert_times(case: Profiled) -> ExpertTimes | None:
     totals: defaultdict[int, Floats] = defaultdict(lambda: np.zeros(3))
     for part in case.profile.experts:
         if part.expert is not None and part.expert < len(loads):
-            totals[part.expert] += (case.scale * part.seconds, part.flops, part.moved_bytes)
+            totals[part.expert] += (case.scale * part.seconds, part.flops or 0, part.moved_bytes or 0)
     if not totals:
         return None
     experts = sorted(totals, key=lambda expert: loads[expert])
@@ -57,21 +60,29 @@ def experts_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = ""
     shown = drawn_workloads([case for case in cases if case.case_id in found])
     if not shown:
         return None
-    figure, panels = grid(len(shown), min(2, len(shown)), 2.6, share_x=False)
+    figure, panels = grid(len(shown), min(2, len(shown)), 2.6, share_x=False, share_y=False)
     drawn = [found[case.case_id] for group in shown for case in group]
     size, unit = scale_for(np.concatenate([times.seconds for times in drawn]), TIME_UNITS)
     with house_style():
         for i, (panel, group) in enumerate(zip(panels, shown, strict=True)):
             for case in group:
                 _marks(panel, case, found[case.case_id], size)
-            panel.set_title(group[0].workload, fontsize=9)
+            panel.set_title(fitted(group[0].workload, min(2, len(shown))), fontsize=9)
             panel.set_xlim(left=0)
+            panel.set_ylim(0, 1.08 * max(float(found[case.case_id].seconds.max()) for case in group) / size)
             if i % 2 == 0:
                 panel.set_ylabel(f"{unit} an expert  (lower is better)")
             if i >= len(shown) - 2:
                 panel.set_xlabel("tokens that the expert gets")
-        panels[0].set_ylim(0, 1.08 * max(float(times.seconds.max()) for times in drawn) / size)
-        panels[0].legend(frameon=False, labelcolor=MUTED, fontsize=8, loc="upper left")
+        looks = {case.impl: case.look for group in shown for case in group}
+        handles = [
+            Line2D([], [], color=look.colour, marker=look.marker, markersize=5, linewidth=0, label=impl)
+            for impl, look in looks.items()
+        ]
+        handles.append(
+            Line2D([], [], color=MUTED, linestyle=_DASHED, linewidth=1.2, label="dashed: needed by the roofs")
+        )
+        figure.legend(handles=handles, loc="outside lower left", ncols=6, frameon=False, labelcolor=MUTED, fontsize=8)
     title = "Time of single experts"
     headline(figure, title, view.slice_words)
     return finish(
@@ -79,9 +90,9 @@ def experts_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = ""
         f"{slug_prefix}profile-experts",
         title,
         "Each mark is one expert of an implementation that calls its experts one after the other, forward and backward "
-        "together. The dashed line is what the machine needs for the arithmetic and the bytes of an expert, at the "
-        "measured matrix peak and at the bandwidth of the memory that all experts' weights fit. All panels share the "
-        "height.",
+        "together. The dashed line of its colour is what the machine needs for the arithmetic and the bytes of an "
+        "expert, at the measured matrix peak and at the bandwidth of the memory that all experts' weights fit. Each "
+        "panel has its own height.",
         "Where the marks lie level at the left, an expert costs the same however few tokens it gets: its weights are "
         "read and its operators called all the same. Then fewer and larger experts, more tokens a call, or one grouped "
         "product help. Marks that rise along the line pay for arithmetic, as they should.",
@@ -97,6 +108,9 @@ def expert_sentence(case: Profiled, times: ExpertTimes) -> str:
         f"for {float(np.median(times.tokens)):.0f} tokens"
     )
     text += f", where the machine needs {latency(needed)}." if needed else "."
+    if needed:
+        beyond_s = float(np.maximum(times.seconds - times.needed_s, 0).sum())
+        text += f" Over all of them, {latency(beyond_s)} of the call's {latency(case.profile.plain_s)} are beyond need."
     if many > few:
         text += (
             f" The one with the fewest tokens ({few:.0f}) takes {latency(float(times.seconds[0]))}, the one with the "
@@ -110,11 +124,10 @@ def _marks(panel: Axes, case: Profiled, times: ExpertTimes, size: float) -> None
         panel.plot(
             times.tokens,
             times.needed_s / size,
-            color=MUTED,
-            linestyle=(0, (4, 2)),
+            color=case.look.colour,
+            linestyle=_DASHED,
             linewidth=1.2,
             zorder=2,
-            label="needed by the roofs",
         )
     panel.scatter(
         times.tokens,
@@ -125,5 +138,4 @@ def _marks(panel: Axes, case: Profiled, times: ExpertTimes, size: float) -> None
         alpha=0.8,
         linewidth=0,
         zorder=3,
-        label=case.impl,
     )

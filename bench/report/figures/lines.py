@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from bench.report.figures.axes import advice, axis_label, axis_title, how_to_follow
-from bench.report.figures.canvas import Picture, enclosing, finish, grid, headline, log_axis
+from bench.report.figures.canvas import Picture, enclosing, finish, fitted, grid, headline, log_axis
 from bench.report.slices import Slice, evenly, slices
 from bench.report.style import (
     HOLLOW,
@@ -110,7 +110,7 @@ def axis_picture(view: View, quantity: Quantity, axis: str, slug_prefix: str = "
             scale.apply(panel)
         for i, (panel, piece) in enumerate(zip(panels, shown, strict=True)):
             ends = _draw(panel, view.looks, piece, quantity, size, scale)
-            panel.set_title(describe(piece.fixed) or "", fontsize=9)
+            panel.set_title(fitted(describe(piece.fixed), num_columns), fontsize=9)
             if i % num_columns == num_columns - 1 or i == len(panels) - 1:
                 _label_ends(panel, view.looks, ends)
             if i % num_columns == 0:

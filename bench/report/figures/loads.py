@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.patches import Patch
 
-from bench.report.figures.canvas import Picture, finish, grid, headline
+from bench.report.figures.canvas import Picture, finish, fitted, grid, headline
 from bench.report.slices import evenly
 from bench.report.style import INK, MUTED, house_style
 from bench.report.view import View, describe
@@ -87,7 +87,7 @@ def loads_picture(view: View, found: Sequence[Load], slug_prefix: str = "") -> P
             panel.stairs(np.array(load.wanted) / mean, edges, fill=True, color=DROPPED, linewidth=0, zorder=2)
             panel.stairs(np.array(load.kept) / mean, edges, fill=True, color=KEPT, linewidth=0, zorder=2)
             panel.axhline(1, color=INK, linewidth=1, zorder=3)
-            panel.set_title(load.words, fontsize=8.5)
+            panel.set_title(fitted(load.words, num_columns), fontsize=8.5)
             panel.set_xlim(0, len(load.wanted))
             panel.grid(visible=False, axis="x")
             panel.annotate(

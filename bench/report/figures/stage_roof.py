@@ -45,15 +45,20 @@ def stage_marks(cases: Sequence[Profiled]) -> list[StageMark]:
     ]
 
 
+def _work(mark: StageMark) -> tuple[int, int]:
+    """Operations and bytes; 0 also where they are not known, as of compiled code."""
+    return mark.stage.flops or 0, mark.stage.moved_bytes or 0
+
+
 def above_roof(cases: Sequence[Profiled]) -> list[str]:
     """Sentences on stages that are faster than the best repetition of a ceiling allows."""
     found = []
     for mark in stage_marks(cases):
-        roofs, stage = mark.case.roofs, mark.stage
+        roofs, (flops, moved) = mark.case.roofs, _work(mark)
         if roofs is None:
             continue
         bandwidth = (roofs.cache or roofs.memory).high if roofs.cache_bytes else roofs.memory.high
-        ratio = max(stage.flops / roofs.peak.high, stage.moved_bytes / bandwidth) / mark.seconds
+        ratio = max(flops / roofs.peak.high, moved / bandwidth) / mark.seconds
         if ratio > 1:
             found.append(
                 f"{mark.words} of {case_words(mark.case)} runs at {ratio:.2f} times its roof. That is a fault of the "
@@ -67,15 +72,15 @@ def above_roof(cases: Sequence[Profiled]) -> list[str]:
 def stage_roof_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = "") -> Picture | None:
     """The stages with matrix products on the roofs of the place that most cases ran on; None without roofs."""
     place, shown = _one_place(view, cases)
-    marks = [mark for mark in stage_marks(shown) if mark.stage.flops and mark.stage.moved_bytes]
+    marks = [mark for mark in stage_marks(shown) if all(_work(mark))]
     if place is None or not marks:
         return None
     device, threads = place
     peaks = [peak.value for (what, *at), peak in view.analysis.ceilings.items() if what == "matmul" and at[0] == device]
     size, unit = scale_for(peaks, FLOP_UNITS)
     bandwidths = [peak.value for (what, *_), peak in view.analysis.ceilings.items() if what != "matmul"]
-    intensities = [mark.stage.flops / mark.stage.moved_bytes for mark in marks]
-    speeds = [mark.stage.flops / mark.seconds for mark in marks]
+    intensities = [flops / moved for flops, moved in map(_work, marks)]
+    speeds = [_work(mark)[0] / mark.seconds for mark in marks]
     figure, (panel,) = grid(1, 1, 4.3)
     with house_style():
         log_axis(panel, "x", [*intensities, *(max(peaks) / bandwidth for bandwidth in bandwidths)], pad=2)
@@ -95,8 +100,7 @@ def stage_roof_picture(view: View, cases: Sequence[Profiled], slug_prefix: str =
         "A mark is one stage of one case: its colour is the stage, its shape the implementation, hollow in the "
         "backward pass. Operations and bytes are those that its operators really did and moved, padding and copies "
         "included, so a mark high up may still do useless work; the roofline of cases counts the useful ones. The line "
-        "of a roof is the best process' median, the shade reaches to its best repetition."
-        + sheet_words(view),
+        "of a roof is the best process' median, the shade reaches to its best repetition." + sheet_words(view),
         "Under a slope, move fewer bytes or do more with each; under the flat roof, use a shorter number format or do "
         "less; far below both, the shapes are too small to keep the processor busy: more tokens an expert, or fewer "
         "and larger experts. A stage above its roof is a fault of the ceiling or of the case, and is named below.",
@@ -116,7 +120,7 @@ def bandwidth_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = 
         if (at, many) == (device, threads) and what != "matmul"
     }
     names = sorted({mark.words for mark in marks}, key=lambda name: ("backward" in name, name))
-    speeds = [mark.stage.moved_bytes / mark.seconds for mark in marks]
+    speeds = [_work(mark)[1] / mark.seconds for mark in marks]
     size, unit = scale_for([*speeds, *(peak.value for peak in ceilings.values())], _BYTE_RATES)
     figure, (panel,) = grid(1, 1, 1.1 + 0.34 * len(names))
     impls = list(dict.fromkeys(mark.case.impl for mark in marks))
@@ -153,8 +157,12 @@ def bandwidth_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = 
 
 
 def _one_place(view: View, cases: Sequence[Profiled]) -> tuple[tuple[str, int] | None, list[Profiled]]:
-    """Device and threads that the first drawn case with roofs ran on, and the drawn cases that ran there too."""
-    drawn = [case for group in drawn_workloads(cases) for case in group if case.roofs is not None]
+    """Device and threads that the first drawn layer with roofs ran on, and the drawn layers that ran there too.
+
+    Baselines share their markers with layers, and are told apart by being hollow, which here is the backward pass.
+    """
+    groups = drawn_workloads(cases)
+    drawn = [case for group in groups for case in group if case.roofs is not None and not case.look.baseline]
     where = view.frame.drop_duplicates("case_id").set_index("case_id")[["device", "threads"]]
     places = {str(case_id): (str(device), int(threads)) for case_id, device, threads in where.itertuples()}
     if not drawn:

@@ -28,6 +28,8 @@ CATEGORY_COLOURS = {
 }
 SPARE_COLOUR = "#8b949e"
 MAX_PANELS = 6
+MAX_STRETCH = 4.0
+"""Panels whose peaks differ by more each have a height of their own."""
 MAX_MOMENTS = 110
 """Of a timeline this many are drawn, each the fullest of its stretch: more would only make the page heavier."""
 
@@ -38,19 +40,21 @@ def timeline_picture(view: View, group: Sequence[Profiled], number: int, slug_pr
     if not cases:
         return None
     peaks = [case.profile.timeline.peak_bytes for case in cases if case.profile.timeline]
-    size, unit = scale_for([max(peaks)], BYTE_UNITS)
-    top = max(1.0, max(peaks) / size)
+    own_height = max(peaks) > MAX_STRETCH * min(peaks)  # in one height, the small ones would not be seen
+    scales = [scale_for([peak if own_height else max(peaks)], BYTE_UNITS) for peak in peaks]
     time_size, time_unit = scale_for([case.profile.plain_s for case in cases], TIME_UNITS)
     num_columns = min(2, len(cases))
-    figure, panels = grid(len(cases), num_columns, 2.5, share_x=False)
+    figure, panels = grid(len(cases), num_columns, 2.5, share_x=False, share_y=not own_height)
     present: dict[str, str] = {}
     with house_style():
         for i, (panel, case) in enumerate(zip(panels, cases, strict=True)):
             timeline = case.profile.timeline
             assert timeline is not None
             present |= {name: CATEGORY_COLOURS.get(name, SPARE_COLOUR) for name in timeline.bytes_alive}
+            size, unit = scales[i]
+            top = max(1.0, (peaks[i] if own_height else max(peaks)) / size)
             _draw(panel, case, timeline, size=size, time_size=time_size, top=top)
-            if i % num_columns == 0:
+            if own_height or i % num_columns == 0:
                 panel.set_ylabel(f"{unit} alive  (lower is better)")
             if i >= len(cases) - num_columns:
                 panel.set_xlabel(f"{time_unit} from the beginning of the call")
@@ -65,8 +69,9 @@ def timeline_picture(view: View, group: Sequence[Profiled], number: int, slug_pr
         title,
         "Height is how many bytes are alive, coloured by what they are for; the triangle marks the most, and the "
         "operator that made it. Beneath zero stand the call's stages, paler in the backward pass, and what is there "
-        "all the time, not to scale. All panels share the height; each has its own time, scaled to a call that nobody "
-        "watches. Order and bytes are exact, moments are those of the stages.",
+        "all the time, not to scale. "
+        f"{'Each panel has its own height' if own_height else 'All panels share the height'}; each has its own time, "
+        "scaled to a call that nobody watches. Order and bytes are exact, moments are those of the stages.",
         "Look under the triangle. Mostly workspace: intermediate results of the experts, which another activation or "
         "fewer rows at once make smaller. Dispatched tokens: padding or copies; a smaller capacity or grouped products "
         "need none. Kept for backward: recomputing trades it for time. Gradients: as large as the weights, whatever "

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from bench.analysis.pareto import front
-from bench.report.figures.canvas import Picture, enclosing, finish, grid, headline, log_axis, place
+from bench.report.figures.canvas import Picture, enclosing, finish, fitted, grid, headline, log_axis, place
 from bench.report.figures.memory import best_covered
 from bench.report.style import BYTE_UNITS, ENERGY_UNITS, HOLLOW, INK, MUTED, TIME_UNITS, house_style, scale_for
 from bench.report.view import View
@@ -73,7 +73,7 @@ def tradeoff_picture(view: View, first: Cost, second: Cost, slug_prefix: str = "
             for which, cost, size in zip("xy", (first, second), sizes, strict=True):
                 extent = enclosing(rows[cost.column] / size, rows[[cost.column, *cost.bounds]] / size)
                 log_axis(panel, which, extent, pad=1.2)
-            panel.set_title(view.workloads[workload_id], fontsize=9)
+            panel.set_title(fitted(view.workloads[workload_id], min(2, len(shown))), fontsize=9)
             drawn.append(_draw(panel, view, rows[rows["workload_id"] == workload_id], (first, second), sizes))
             if i % 2 == 0:
                 panel.set_ylabel(f"{second.label}, {scales[1][1]}{second.per}  (lower is better)")

@@ -144,10 +144,10 @@ def _kept_bytes(profile: Profile) -> float:
 
 
 def drawn_workloads(cases: Sequence[Profiled], limit: int = MAX_WORKLOADS) -> list[list[Profiled]]:
-    """The workloads that stand for all: of those with the most implementations, evenly taken ones, in order."""
+    """The workloads that stand for all: of those with at least half of the implementations, evenly taken, in order."""
     counts = Counter(case.workload_id for case in cases)
     most = max(counts.values(), default=0)
-    ids = evenly([workload_id for workload_id, count in counts.items() if count == most], limit)
+    ids = evenly([workload_id for workload_id, count in counts.items() if 2 * count >= most], limit)
     return [[case for case in cases if case.workload_id == workload_id][:MAX_IMPLS] for workload_id in ids]
 
 
@@ -159,7 +159,8 @@ def case_words(case: Profiled) -> str:
 def limit_sentence(case: Profiled) -> str:
     """What limits the case, in words that are fit for a page."""
     if case.limit is None:
-        return "What limits it cannot be said: this run has no ceilings for it."
+        reason = case.profile.gaps.get("work", "this run has no ceilings for it")
+        return f"What limits it cannot be said: {without_paths(reason)}."
     ratio = case.profile.whole_s / case.profile.plain_s if case.profile.plain_s else 1.0
     doubt = (
         f" Doubtful: profiled calls took {ratio:.2f} times the plain ones', so the machine was disturbed meanwhile."

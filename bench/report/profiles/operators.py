@@ -145,9 +145,10 @@ class Difference:
 
 
 def differences(cases: Sequence[Profiled]) -> list[Difference]:
-    """Each case of one workload against the one whose call was the shortest when it was profiled."""
-    base = min(cases, key=lambda case: case.profile.plain_s, default=None)
-    return [_difference(case, base) for case in cases if base is not None and case is not base]
+    """Each layer of one workload against the one whose call was the shortest when it was profiled; no baselines."""
+    layers = [case for case in cases if not case.look.baseline]
+    base = min(layers, key=lambda case: case.profile.plain_s, default=None)
+    return [_difference(case, base) for case in layers if base is not None and case is not base]
 
 
 def _difference(case: Profiled, base: Profiled) -> Difference:
@@ -162,7 +163,7 @@ def _difference(case: Profiled, base: Profiled) -> Difference:
         weight = "all of it" if part > 0.95 else "most of it" if part > 0.5 else "the largest part of it"
         text = (
             f"{case.impl} takes {latency(longer_s)} longer than {base.impl}, and {weight} goes into {kind}: "
-            f"{latency(mine[kind])} against {latency(theirs[kind])} ({shares})."
+            f"{latency(mine[kind])} against {latency(theirs[kind]) if theirs[kind] else 'none'} ({shares})."
         )
     own, other = _by_operator(case), _by_operator(base)
     names = sorted(own | other, key=lambda name: -abs(own[name] - other[name]))

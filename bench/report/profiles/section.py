@@ -10,6 +10,7 @@ from bench.report.figures.causes import causes_picture, stages_picture
 from bench.report.figures.experts import expert_sentence, expert_times, experts_picture
 from bench.report.figures.stage_roof import above_roof, bandwidth_picture, stage_roof_picture
 from bench.report.figures.timeline import timeline_picture
+from bench.report.profiles.answers import Answer, answers
 from bench.report.profiles.cases import Profiled, case_words, drawn_workloads, limit_sentence, profiled_cases
 from bench.report.profiles.export import TraceFile, find_traces
 from bench.report.profiles.operators import Difference, differences
@@ -69,6 +70,7 @@ class ProfileSection:
     """Everything that the page says of the profiles of one run."""
 
     cases: Sequence[Profiled]
+    answers: Sequence[Answer]
     causes: Picture | None
     stages: Picture | None
     experts: Picture | None
@@ -105,6 +107,7 @@ def make_section(view: View, slug_prefix: str = "") -> ProfileSection | None:
     traced = {file.case_id for file in files}
     return ProfileSection(
         cases=cases,
+        answers=answers(groups),
         causes=causes_picture(view, cases, slug_prefix),
         stages=stages_picture(view, cases, slug_prefix),
         experts=experts_picture(view, cases, slug_prefix),

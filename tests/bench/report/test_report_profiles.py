@@ -11,16 +11,19 @@ from profile_maker import make_profile, with_profiles
 
 from bench.analysis.model import Analysis
 from bench.report import write_report
+from bench.report.figures.causes import causes_picture, stages_picture
 from bench.report.figures.experts import expert_times
 from bench.report.figures.loads import loads
 from bench.report.figures.stage_roof import above_roof
+from bench.report.figures.timeline import timeline_picture
 from bench.report.page import MAX_PAGE_BYTES
+from bench.report.profiles.answers import answers
 from bench.report.profiles.cases import MAX_WORKLOADS, drawn_workloads, profiled_cases
 from bench.report.profiles.export import COLUMNS, MAX_TRACE_BYTES, find_traces
 from bench.report.profiles.operators import IDLE, KINDS, PRODUCTS, differences, grouped, kind_of, seconds_by_kind
 from bench.report.profiles.tables import peak_sentence
 from bench.report.skew import skew_costs
-from bench.report.style import TIMES
+from bench.report.style import LOOKS, TIMES
 from bench.report.view import make_view
 
 Factory = Callable[..., Analysis]
@@ -207,3 +210,52 @@ def test_skew_is_the_time_under_the_most_over_the_least_uneven_load(analysis_fac
     assert {cell.text for cell in found.table.rows[0][1]} == {f"3.00{TIMES}"}
     assert "zipf:1.2" in found.sentence
     assert skew_costs(make_view(one)) is None
+
+
+def test_the_section_begins_with_its_answers(small: Analysis) -> None:
+    cases = profiled_cases(make_view(small))
+    found = {one.picture: one for one in answers(drawn_workloads(cases))}
+    assert set(found) == {"profile-limits", "profile-stages", "profile-experts", "profile-memory-1"}
+    assert found["profile-limits"].text == "grouped, scatter_gather, einsum and loop by arithmetic."
+    assert found["profile-stages"].question == "Why is einsum slow at the only workload?"
+    assert "copying and permuting" in found["profile-stages"].text
+    assert found["profile-experts"].text.startswith("loop calls 8 experts one after the other")
+    assert "beyond need" in found["profile-experts"].text
+    assert found["profile-memory-1"].text.endswith("dispatched tokens.")
+
+
+def test_baselines_are_neither_compared_with_nor_asked_about(small: Analysis) -> None:
+    cases = profiled_cases(make_view(small))
+    fast = min(cases, key=lambda case: case.profile.plain_s)
+    baseline = dataclasses.replace(fast, impl="dense", look=LOOKS["dense"])
+    rest = [case for case in cases if case is not fast]
+    assert {one.base.impl for one in differences([baseline, *rest])} <= {case.impl for case in rest}
+    assert not any("dense" in one.question + one.text for one in answers([[baseline, *rest]]))
+
+
+def test_a_bar_far_longer_than_the_others_is_cut_and_says_so(small: Analysis) -> None:
+    view = make_view(small)
+    cases = profiled_cases(view)
+    plain = causes_picture(view, cases)
+    slow = dataclasses.replace(
+        cases[0], profile=cases[0].profile.model_copy(update={"plain_s": 100 * cases[0].profile.plain_s})
+    )
+    for picture in (causes_picture, stages_picture):
+        drawn = picture(view, [slow, *cases[1:]])
+        assert drawn is not None
+        assert drawn.svg.count("not to scale") == 1
+    assert plain is not None
+    assert "not to scale" not in plain.svg
+
+
+@pytest.mark.parametrize(("growth", "words"), [(1, "All panels share the height"), (50, "its own height")])
+def test_small_peaks_are_seen_beside_a_large_one(small: Analysis, growth: int, words: str) -> None:
+    view = make_view(small)
+    first, *rest = profiled_cases(view)
+    timeline = first.profile.timeline
+    assert timeline is not None
+    larger = timeline.model_copy(update={"peak_bytes": growth * timeline.peak_bytes})
+    grown = dataclasses.replace(first, profile=first.profile.model_copy(update={"timeline": larger}))
+    picture = timeline_picture(view, [grown, *rest], 1)
+    assert picture is not None
+    assert words in picture.caption
