@@ -57,6 +57,8 @@ def profile_command(
     missing = [
         f"no profile of {title}: {analysis.not_profiled[i]}" for i, title in _titles(analysis, analysis.not_profiled)
     ]
+    if not analysis.profiles and not missing:
+        missing = ["nothing was profiled: no case of this sweep was found right and timed"]
     for sentence in (*failures(analysis), *missing):
         talk().print(sentence, markup=False, style="red")
     print(outcome.folder)
@@ -77,12 +79,14 @@ def _titles(analysis: Analysis, wanted: Container[str]) -> list[tuple[str, str]]
 def stage_table(profile: Profile) -> Table:
     """One row a stage, in the order of a call: they add up to the whole."""
     rows = [_stage_row(stage, profile) for stage in profile.stages]
-    on_device = any(stage.device_s is not None for stage in profile.stages)
     note = (
         f"mean of {profile.calls} calls of {units.latency(profile.whole_s)} under the profiler; without it "
         f"{units.latency(profile.plain_s)} ({profile.whole_s / profile.plain_s - 1:+.0%})"
     )
-    times = ["time", "share", "no operator", *(["device time"] if on_device else [])]
+    if profile.on_device:
+        busy_s = sum(stage.device_s or 0.0 for stage in profile.stages)
+        note += f"; the device works {busy_s / profile.whole_s:.0%} of that time"
+    times = ["time", "share", "no operator", *(["device time"] if profile.on_device else [])]
     return Table("", ["stage", "phase", *times, "launches", "FLOPs", "moved"], rows, note)
 
 
