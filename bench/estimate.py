@@ -29,8 +29,16 @@ SERVER_START_S = 1.6
 CEILINGS_S = 3.0
 QUALIFY_S = 0.2
 QUALIFY_CALLS = 8
-COMPILE_S = {"none": 0.0, "default": 15.0, "max-autotune": 40.0}
-"""Of one case, at its check: explaining, compiling, and compiling again for other numbers of tokens."""
+COMPILE_S = 14.0
+"""Of one case at its check, forward: explaining, compiling, and compiling again for other numbers of tokens.
+
+As seen on a two-core EPYC virtual machine: 11 to 18 s for layers that are one graph.
+"""
+PIECES = {"loop": 2.4, "einsum": 1.6, "scatter_gather": 1.4}
+"""So much longer where the graph is broken: it is compiled in pieces, and again for other tokens."""
+BACKWARD = 2.0
+"""So much longer with a backward."""
+TUNING = {"default": 1.0, "max-autotune": 1.5}
 JOB_S = 0.05
 CASE_IN_JOB_S = 0.025
 DRAW_S_PER_WEIGHT = 14e-9
@@ -76,9 +84,9 @@ def estimate(sweep: Sweep) -> EstimatedTime:
     first_look_s = min(check_s, budget_s) + FIRST_LOOK_SHARE * max(0.0, budget_s - check_s)
     least_s = budget_s if needed_s > budget_s else first_look_s
     compiled = [case for cases in workloads.values() for case in cases if case.compile != "none"]
-    compile_s = sum(COMPILE_S[case.compile] + measure.processes * COMPILED_CASE_GUESS_S for case in compiled)
+    compiling_s = sum(compile_s(case) + measure.processes * COMPILED_CASE_GUESS_S for case in compiled)
     return EstimatedTime(
-        least_s + BEFORE_AND_AFTER_S, budget_s + BEFORE_AND_AFTER_S, needed_s + BEFORE_AND_AFTER_S, compile_s
+        least_s + BEFORE_AND_AFTER_S, budget_s + BEFORE_AND_AFTER_S, needed_s + BEFORE_AND_AFTER_S, compiling_s
     )
 
 
@@ -89,7 +97,7 @@ def _check_s(workload: Workload, cases: Iterable[Case], max_flops: float) -> flo
     semantics = {_semantics(case) for case in cases}
     truths_s = sum(min(_cost(workload, name).flops, max_flops) / TRUTH_FLOPS_PER_S for name in semantics)
     checks_s = sum(
-        QUALIFY_S + COMPILE_S[case.compile] + 2 * moe.weight_bytes / COMPARE_BYTES_PER_S + QUALIFY_CALLS * call_s(case)
+        QUALIFY_S + compile_s(case) + 2 * moe.weight_bytes / COMPARE_BYTES_PER_S + QUALIFY_CALLS * call_s(case)
         for case in cases
     )
     return DRAW_S_PER_WEIGHT * num_weights + truths_s + checks_s
@@ -104,6 +112,14 @@ def _job_s(cases: Sequence[Case], min_rounds: int, *, isolate: bool) -> float:
         + ROUNDS_OVERHEAD * min_rounds * call_s(case)
         for case in cases
     )
+
+
+def compile_s(case: Case) -> float:
+    """Assumed seconds of compiling a case where no kernels were made before; 0 where it is not compiled."""
+    if case.compile == "none":
+        return 0.0
+    backward = BACKWARD if case.workload.direction == "train" else 1.0
+    return COMPILE_S * PIECES.get(case.impl, 1.0) * backward * TUNING[case.compile]
 
 
 def call_s(case: Case) -> float:

@@ -47,8 +47,9 @@ def profile_command(
             data().print()
             print_table(data(), operator_table(profile, num_operators), title="")
         data().print(memory_words(profile), markup=False, highlight=False)
-        if "device_s" in profile.gaps:
-            data().print(f"device time: {profile.gaps['device_s']}", markup=False, highlight=False)
+        for name in ("device_s", "stages", "work"):
+            if name in profile.gaps:
+                data().print(f"{name}: {profile.gaps[name]}", markup=False, highlight=False)
         if case_id in analysis.limits:
             data().print(analysis.limits[case_id].sentence, markup=False, highlight=False)
         for kind, name in profile.traces.items():

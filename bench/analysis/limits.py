@@ -49,6 +49,8 @@ ADVICE = {
 
 def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> CaseLimit | str:
     """What limits a profiled case, or the reason why that cannot be said."""
+    if "work" in profile.gaps:
+        return profile.gaps["work"]
     if workload.device != "cpu" and not profile.on_device:
         return profile.gaps.get("device_s", "the time of the device is not known")
     roofs = ceilings.roofs(workload)

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -17,7 +18,7 @@ from torch.autograd.profiler import profile
 from torch.autograd.profiler_util import FunctionEvent
 
 from bench.profiling.ledger import OPERATOR, Entry, Ledger
-from bench.profiling.spans import OTHER, WAITING, Kernel, Place, Span, calls_of, kernels_of
+from bench.profiling.spans import FUSED, OTHER, WAITING, Kernel, Place, Span, calls_of, kernels_of
 from bench.profiling.stages import MICROSECOND, Breakdown, Shapes, Sums, break_down, middle_half
 from bench.profiling.step import Step
 from bench.profiling.timeline import make_timeline
@@ -27,7 +28,7 @@ from impls.stages import STAGES, recording
 MIN_CALLS = 4
 MAX_CALLS = 24
 MAX_OPERATORS = 60
-STAGE_ORDER = (*STAGES, "gradients", WAITING, OTHER)
+STAGE_ORDER = (*STAGES, FUSED, "gradients", WAITING, OTHER)
 _UNKNOWN = Place("forward", OTHER)
 
 
@@ -61,13 +62,13 @@ class Profiled:
         profile: for the record.
         call: the spans of one usual call: that of median duration.
         kernels: what the device did for it, where it works on its own.
-        counted: the ledger's pass.
+        counted: the ledger's pass; None of a compiled case.
     """
 
     profile: Profile
     call: Sequence[Span]
     kernels: Sequence[Kernel]
-    counted: Counted
+    counted: Counted | None
 
 
 def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: float) -> Profiled:
@@ -79,14 +80,8 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
         time_budget_s: plain and profiled calls stop when half of this each is spent, after at least four.
     """
     counted = count(step)  # first: what happens only once happens here
-    before_s = _plain(step, time_budget_s / 4)
-    num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / statistics.median(before_s))))
+    profiled, plain_s = watch(step, time_budget_s, recording(nvtx=step.nvtx))
     on_device = step.profiled_device is not None
-    with recording(nvtx=step.nvtx), profile(use_device=step.profiled_device, record_shapes=True) as profiled:
-        for _ in range(num_calls):
-            step()
-    # before and after, so that a machine that changes its speed changes it for both
-    plain_s = statistics.median([*before_s, *_plain(step, time_budget_s / 4)])
     calls = middle_half(calls_of(profiled))
     sums = break_down(calls, counted.names(), on_device=on_device)
     stages_s = {place: one.host_s / sums.num_calls for place, one in sums.stages.items()}
@@ -94,6 +89,17 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
     record = describe(sums, counted, plain_s, timeline, on_device=on_device)
     usual = calls[len(calls) // 2]
     return Profiled(record, usual, kernels_of(profiled, usual), counted)
+
+
+def watch(step: Step, time_budget_s: float, marks: AbstractContextManager[None]) -> tuple[profile, float]:
+    """Calls under torch's profiler with ``marks`` open, and the median time of a call that nobody watches."""
+    before_s = _plain(step, time_budget_s / 4)
+    num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / statistics.median(before_s))))
+    with marks, profile(use_device=step.profiled_device, record_shapes=True) as profiled:
+        for _ in range(num_calls):
+            step()
+    # before and after, so that a machine that changes its speed changes it for both
+    return profiled, statistics.median([*before_s, *_plain(step, time_budget_s / 4)])
 
 
 def _plain(step: Step, time_budget_s: float) -> list[float]:
@@ -131,9 +137,9 @@ def _watched(event: FunctionEvent) -> Iterator[FunctionEvent]:
 
 
 def describe(
-    sums: Breakdown, counted: Counted, plain_s: float, timeline: Timeline | None, *, on_device: bool
+    sums: Breakdown, counted: Counted | None, plain_s: float, timeline: Timeline | None, *, on_device: bool
 ) -> Profile:
-    """The record."""
+    """The record; without the ledger's pass no operations and no bytes are known."""
     calls = sums.num_calls
     stages, experts = _work(counted)
     rows = _operators(sums, counted, on_device=on_device)
@@ -155,8 +161,14 @@ def _ordered(places: Mapping[Place, Sums]) -> list[Place]:
     return sorted(places, key=lambda p: (p.phase != "forward", order.get(p.stage, len(order)), p.stage, p.expert or 0))
 
 
-def _work(counted: Counted) -> tuple[defaultdict[Place, tuple[int, int]], defaultdict[Place, tuple[int, int]]]:
+_Work = tuple[int, int] | tuple[None, None]
+
+
+def _work(counted: Counted | None) -> tuple[Mapping[Place, _Work], Mapping[Place, _Work]]:
     """Operations and bytes by place, without and with the expert."""
+    if counted is None:
+        unknown: defaultdict[Place, _Work] = defaultdict(lambda: (None, None))
+        return unknown, unknown
     stages: defaultdict[Place, tuple[int, int]] = defaultdict(lambda: (0, 0))
     experts: defaultdict[Place, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for entry, place in zip(counted.ledger.entries, counted.places, strict=True):
@@ -166,7 +178,7 @@ def _work(counted: Counted) -> tuple[defaultdict[Place, tuple[int, int]], defaul
     return stages, experts
 
 
-def _stage(place: Place, sums: Sums, calls: int, work: tuple[int, int], on_device: bool) -> StageTime:
+def _stage(place: Place, sums: Sums, calls: int, work: _Work, on_device: bool) -> StageTime:
     return StageTime(
         phase=place.phase,
         stage=place.stage,
@@ -180,9 +192,9 @@ def _stage(place: Place, sums: Sums, calls: int, work: tuple[int, int], on_devic
     )
 
 
-def _operators(sums: Breakdown, counted: Counted, *, on_device: bool) -> list[OperatorTime]:
+def _operators(sums: Breakdown, counted: Counted | None, *, on_device: bool) -> list[OperatorTime]:
     costs: defaultdict[tuple[Place, str, Shapes], list[Entry]] = defaultdict(list)
-    for entry, place in zip(counted.ledger.entries, counted.places, strict=True):
+    for entry, place in zip(counted.ledger.entries, counted.places, strict=True) if counted else ():
         shapes = tuple(shape for shape in entry.shapes if shape)
         costs[Place(place.phase, place.stage), entry.name, shapes].append(entry)
     rows = []

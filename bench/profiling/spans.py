@@ -31,6 +31,8 @@ ACCUMULATE = "torch::autograd::AccumulateGrad"
 OTHER = "other"
 GRADIENTS = "gradients"
 WAITING = "waiting"
+FUSED = "fused"
+"""Kernels of compiled code that do the work of several stages, or of none that is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,22 +38,22 @@ class StageTime(_Timed):
     Attributes:
         phase: ``forward`` or ``backward``.
         stage: ``route``, ``dispatch``, ``experts``, ``combine``, ``shared``, ``gradients`` (adding them to ``.grad``),
-            ``waiting`` (the host for its device, at the end) or ``other``: what no stage claims. Over both phases they
-            add up to ``whole_s``.
+            ``waiting`` (the host for its device, at the end), ``fused`` (kernels of compiled code that do the work of
+            several) or ``other``: what no stage claims. Over both phases they add up to ``whole_s``.
         expert: set in the parts of an implementation that works expert by expert.
         host_s: time on the host from the stage's beginnings to its ends.
         idle_s: the part of it in which no operator ran: Python, autograd, waiting for the next call.
         device_s: time of its kernels; null on the CPU, where host and device are the same.
         launches: operators, or on CUDA kernels.
-        flops: of its matrix products.
-        moved_bytes: of its operators.
+        flops: of its matrix products; null where the gap ``work`` says why it is not known.
+        moved_bytes: of its operators; null likewise.
     """
 
     expert: int | None = None
     idle_s: float
     launches: Count
-    flops: Count
-    moved_bytes: Count
+    flops: Count | None
+    moved_bytes: Count | None
 
 
 class OperatorTime(_Timed):

@@ -31,7 +31,10 @@ MAX_REASON_CHARS = 400
 
 
 KERNELS = "kernels"
-"""Folder of what the compiler makes, beside those of the workloads: all processes of a run share it."""
+"""Folder of what the compiler makes, beside those of the workloads: a folder a case, which all processes share.
+
+Kernels that two cases have in common are made for each, so that what compiling takes does not depend on who came first.
+"""
 
 
 def compile_layer(layer: MoELayer, case: Case, shared: Shared) -> None:
@@ -49,7 +52,7 @@ def compile_layer(layer: MoELayer, case: Case, shared: Shared) -> None:
         raise Unsupported(f"cannot be compiled: {reason}")
     from bench.runner.jobs.compiler import keep_kernels_in  # here: it loads the compiler, which takes seconds
 
-    keep_kernels_in(shared.folder.absolute().parent / KERNELS)
+    keep_kernels_in(shared.folder.absolute().parent / KERNELS / case.id)
     layer.compile(mode=case.compile)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from bench.measure.device import Device, open_device
 from bench.profiling.allocator import Snapshot, allocator_snapshot, write_allocator_snapshot
+from bench.profiling.compiled import profile_compiled
 from bench.profiling.export import write_memory_snapshot, write_perfetto
 from bench.profiling.measure import profile_step
 from bench.profiling.step import Step
@@ -36,17 +37,22 @@ def profile_case(job: ProfileJob, announce: Callable[[Announce], None]) -> Answe
         existing = {"weights": layer.weights.num_bytes, "input": shared.x.numel() * shared.x.element_size()}
         with gradients_dropped(shared):
             step = make_step(layer, shared, device, nvtx=job.nvtx)
-            profiled = profile_step(step, existing, job.time_budget_s)
+            if case.compile == "none":
+                profiled = profile_step(step, existing, job.time_budget_s)
+            else:
+                profiled = profile_compiled(step, job.time_budget_s)
             allocator: Snapshot | None = allocator_snapshot(step) if device.torch_device.type == "cuda" else None
     except Exception as error:  # noqa: BLE001 - foreign code: what it raises is this row's reason
         return failed(error, case)
     announce(Announce(what="write traces"))
     traces = Path(job.traces)
     traces.mkdir(parents=True, exist_ok=True)
-    names = {"perfetto": case.id + PERFETTO, "memory": case.id + MEMORY}
-    title, timeline = case.impl.rpartition("/")[2], profiled.profile.timeline
+    names = {"perfetto": case.id + PERFETTO}
+    title, timeline = case.label.rpartition("/")[2], profiled.profile.timeline
     write_perfetto(traces / names["perfetto"], title, profiled.call, profiled.kernels, timeline)
-    write_memory_snapshot(traces / names["memory"], profiled.counted)
+    if profiled.counted is not None:
+        names["memory"] = case.id + MEMORY
+        write_memory_snapshot(traces / names["memory"], profiled.counted)
     if allocator is not None:
         names["allocator"] = case.id + ALLOCATOR
         write_allocator_snapshot(traces / names["allocator"], allocator)

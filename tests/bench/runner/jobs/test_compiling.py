@@ -14,10 +14,11 @@ import torch
 from bench.cases import Case, Compile, Workload
 from bench.runner.jobs import compiling, perform
 from bench.runner.jobs.shared import open_shared
-from bench.runner.protocol import Announce, Answer, Job, MaterialiseJob, QualifyJob, TimeJob, TruthJob
+from bench.runner.protocol import Announce, Answer, Job, MaterialiseJob, ProfileJob, QualifyJob, TimeJob, TruthJob
 from bench.store.qualified import Compiled
 from bench.store.schema import Status
 from impls.factory import build
+from impls.layer import MoELayer
 from impls.spec import LayerSpec
 
 CPU = torch.device("cpu")
@@ -49,11 +50,11 @@ def do(job: Job) -> tuple[Answer, list[str]]:
     return answer, [message.what for message in announced]
 
 
-def prepared(tmp_path: Path, w: Workload) -> Path:
+def prepared(tmp_path: Path, w: Workload, semantics: str = "moe") -> Path:
     folder = tmp_path / "workload"
     for job in (
         MaterialiseJob(workload=w, folder=str(folder)),
-        TruthJob(workload=w, folder=str(folder), semantics=["moe"], max_flops=1e12),
+        TruthJob(workload=w, folder=str(folder), semantics=[semantics], max_flops=1e12),
     ):
         assert do(job)[0].status is Status.OK
     return folder
@@ -125,13 +126,20 @@ def others() -> set[int]:
     return children()
 
 
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiles as ever, but runs the graphs operator by operator: what is said of graphs needs no C++."""
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(MoELayer, "compile", lambda self, **_: compile_(self, backend="aot_eager"))
+
+
 @pytest.mark.slow
 @compiles
-def test_a_compiled_layer_is_checked_and_described(tmp_path: Path, others: set[int]) -> None:
-    """One graph in a train step: as right as any, compiled again for other sizes and not for other tokens."""
-    w = workload(dtype="bfloat16", direction="train")
-    folder = prepared(tmp_path, w)
-    answer, announced = do(QualifyJob(case=case("grouped", w), folder=str(folder)))
+def test_a_compiled_layer_is_checked_and_then_timed_with_its_kernels(tmp_path: Path, others: set[int]) -> None:
+    """The whole way, kernels included, with the layer that has the fewest of them."""
+    w = workload(direction="train")
+    folder = prepared(tmp_path, w, "dense")
+    answer, announced = do(QualifyJob(case=case("dense", w), folder=str(folder)))
     assert (answer.status, answer.reason) == (Status.OK, "")
     found = answer.qualified
     assert found is not None
@@ -139,19 +147,18 @@ def test_a_compiled_layer_is_checked_and_described(tmp_path: Path, others: set[i
     assert isinstance(facts, Compiled)
     assert (facts.mode, facts.num_graphs, facts.num_graph_breaks, facts.break_reasons) == ("default", 1, 0, [])
     assert 0 < facts.compile_s < found.first_call_s
-    assert [new.num_tokens for new in facts.new_inputs] == [24, 18, 12]
-    assert facts.new_inputs[0].num_graphs == 0
-    assert facts.new_inputs[1].num_graphs == 1
     assert {"predicted_peak_bytes"} < set(found.gaps)
     assert found.conduct is not None
     assert found.conduct.num_operators is None
     assert {"explain", "check", "compile again"} <= set(announced)
-    assert (tmp_path / compiling.KERNELS).is_dir()
+    kernels = tmp_path / compiling.KERNELS
+    assert [one.name for one in kernels.iterdir()] == [case("dense", w).id]
+    assert list(kernels.rglob("*.so"))
     assert children() <= others
 
     torch.compiler.reset()  # as another process, which finds the kernels
     job = TimeJob(
-        cases=[case("grouped", w, "none"), case("grouped", w)],
+        cases=[case("dense", w, "none"), case("dense", w)],
         folder=str(folder),
         order_seed=0,
         time_budget_s=0.2,
@@ -165,9 +172,24 @@ def test_a_compiled_layer_is_checked_and_described(tmp_path: Path, others: set[i
     assert children() <= others
 
 
-@pytest.mark.slow
 @compiles
-def test_a_broken_graph_still_gives_the_right_result(tmp_path: Path, others: set[int]) -> None:
+@pytest.mark.usefixtures("without_kernels")
+def test_a_whole_graph_is_compiled_again_for_other_sizes_and_not_for_other_tokens(tmp_path: Path) -> None:
+    w = workload(dtype="bfloat16", direction="train")
+    answer, _ = do(QualifyJob(case=case("grouped", w), folder=str(prepared(tmp_path, w))))
+    assert (answer.status, answer.reason) == (Status.OK, "")
+    assert answer.qualified is not None
+    facts = answer.qualified.compiled
+    assert facts is not None
+    assert facts.num_graphs == 1
+    assert [new.num_tokens for new in facts.new_inputs] == [24, 18, 12]
+    assert facts.new_inputs[0].num_graphs == 0
+    assert facts.new_inputs[1].num_graphs == 1
+
+
+@compiles
+@pytest.mark.usefixtures("without_kernels")
+def test_a_broken_graph_still_gives_the_right_result(tmp_path: Path) -> None:
     """Counts in Python: breaks, and compiling again for other tokens of the same number."""
     w = workload()
     answer, _ = do(QualifyJob(case=case("loop", w), folder=str(prepared(tmp_path, w))))
@@ -178,4 +200,18 @@ def test_a_broken_graph_still_gives_the_right_result(tmp_path: Path, others: set
     assert facts.num_graph_breaks > 0
     assert facts.new_inputs[0].num_graphs > 0
     assert "tolist" in facts.break_reasons[0]
-    assert children() <= others
+
+
+@compiles
+@pytest.mark.usefixtures("without_kernels")
+def test_a_compiled_case_has_a_profile_and_no_file_of_memory(tmp_path: Path) -> None:
+    w = workload()
+    one = case("dense", w)
+    traces = tmp_path / "traces"
+    folder = prepared(tmp_path, w, "dense")
+    answer, _ = do(ProfileJob(case=one, folder=str(folder), traces=str(traces), time_budget_s=0.01))
+    assert (answer.status, answer.reason) == (Status.OK, "")
+    assert answer.profile is not None
+    assert "timeline" in answer.profile.gaps
+    assert answer.profile.traces == {"perfetto": f"{one.id}.trace.json.gz"}
+    assert [file.name for file in traces.iterdir()] == [*answer.profile.traces.values()]
