@@ -66,6 +66,17 @@ def find_gpus() -> Gpus:
     return Gpus((), driver, "the NVIDIA driver sees no device")
 
 
+def in_use() -> list[str]:
+    """A sentence for every GPU that others compute on now, with what to do about it."""
+    return [
+        f"{gpu.name} (GPU {gpu.index}) is in use: {gpu.num_processes} processes of others compute on it"
+        " and take time and memory from what is measured; wait, or choose another with CUDA_VISIBLE_DEVICES"
+        " (`nvidia-smi` shows who uses it)"
+        for gpu in find_gpus().devices
+        if gpu.num_processes
+    ]
+
+
 def why_no_cuda() -> str | None:
     """Why no case can run on CUDA here, or None where one can."""
     if not torch_has_cuda():

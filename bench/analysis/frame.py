@@ -81,6 +81,8 @@ two other numbers of tokens, ``recompiles_same_shape`` those compiled for as man
 not compiled.
 """
 PERCENTILES = {"latency_p50_s": 0.50, "latency_p90_s": 0.90, "latency_p99_s": 0.99}
+ROUGH_BELOW_S = 20e-6
+"""A device's events resolve half a microsecond; single calls shorter than this are not known to a few per cent."""
 SAMPLES_BEYOND = 10
 """A percentile needs at least so many samples above it: 20 samples for p50, 100 for p90, 1,000 for p99."""
 FROM_QUALIFIED = (
@@ -306,6 +308,8 @@ def _timed(
         gaps["roofline_fraction"] = needed_s
     else:
         fraction = needed_s / latency_s
+    if timing.host_s is not None and timing.inner_calls == 1 and latency_s < ROUGH_BELOW_S:
+        gaps["inner_calls"] = "single calls, so short that the resolution of the device's events makes them rough"
     gaps |= {column: found for column, found in timing.percentiles.items() if isinstance(found, str)}
     return {
         **{column: found for column, found in timing.percentiles.items() if not isinstance(found, str)},

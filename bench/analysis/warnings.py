@@ -66,6 +66,7 @@ def collect_warnings(
     found += _disturbances(samples)
     cases = {record.case_id: record for record in records if isinstance(record, CaseRecord)}
     found += [one.sentence for one in gather(cases.values())]
+    found += _numerics({record.case_id: record for record in records if isinstance(record, CaseRecord)}.values())
     found += _carried_over(frame, samples)
     found += _undecided(comparisons)
     return tuple(dict.fromkeys(map(one_line, found)))
@@ -147,6 +148,23 @@ def _disturbances(samples: Sequence[SamplesRecord]) -> Iterator[str]:
         if share > limit:
             evidence = what.format(share=percent(share))
             yield f"{evidence} while samples were taken; close other programs, or use a quieter machine."
+
+
+def _numerics(cases: Iterable[CaseRecord]) -> Iterator[str]:
+    """Settings in which implementations on the same device computed differently from each other."""
+    used: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for record in cases:
+        conduct = record.qualified.conduct if record.qualified else None
+        for name, value in (conduct.numerics if conduct else {}).items():
+            values = used.setdefault((record.case.workload.device, name), {})
+            values.setdefault(value, set()).add(record.case.label)
+    for (device, name), values in used.items():
+        if len(values) > 1:
+            words = ", ".join(f"{value} in {' and '.join(sorted(impls))}" for value, impls in sorted(values.items()))
+            yield (
+                f"Not all computed under the same setting on {device}: {name} was {words}. A layer changes it for its"
+                " process; what it gains by that is precision that the others still give."
+            )
 
 
 def _carried_over(frame: pd.DataFrame, samples: Sequence[SamplesRecord]) -> Iterator[str]:

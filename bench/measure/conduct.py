@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bench.measure.device import Call, Device
+from bench.measure.numerics import numerics
 from bench.measure.operators import Operators, watch_operators
 from bench.store.qualified import Conduct
 
@@ -86,6 +87,7 @@ def observe(
         deterministic_ratio=None if hidden else _deterministic_ratio(call, device, rough_latency_s, gaps),
         threads=torch.get_num_threads(),
         allocator=allocator(),
+        numerics=numerics(device.torch_device.type),
         gaps=gaps,
     ), operators
 

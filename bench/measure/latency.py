@@ -141,7 +141,10 @@ class _Sampler:
     def _one(self, name: str) -> float:
         """Seconds of one call in one sample, on its own."""
         reader = self._issue(name)
-        self.device.synchronize()
+        try:
+            self.device.synchronize()
+        except Exception as error:  # what goes wrong on a device is told when it is waited for
+            raise ArmError(name) from error
         return self._per_call(name, reader()).device_s
 
     def _issue(self, name: str) -> Callable[[], Timing]:

@@ -32,6 +32,7 @@ from bench.runner.channel import Channel
 from bench.runner.worker import JOBS_MODULE, Perform, load_jobs, serve
 
 PR_SET_PDEATHSIG = 1
+NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 class Server:
@@ -141,6 +142,8 @@ def main() -> int:
     parser.add_argument("--jobs", default=JOBS_MODULE, help="module with the jobs (default: %(default)s)")
     parser.add_argument("--preload", nargs="*", default=[], help="modules to import once for all children")
     arguments = parser.parse_args()
+    # Whoever is imported here may ask torch for GPUs. Its usual answer starts CUDA, and no child could then use it.
+    os.environ.setdefault(NVML_CHECK, "1")
     lifeline = socket.socket(fileno=arguments.lifeline)
     lifeline.set_inheritable(False)
     # A runner that is gone is an ordinary end.

@@ -20,6 +20,7 @@ from pathlib import Path
 from bench import environment
 from bench.config import Sweep
 from bench.errors import RequestError, RunInterruptedError
+from bench.gpus import in_use
 from bench.runner.energy import EnergyPass
 from bench.runner.fleet import Fleet
 from bench.runner.interrupt import Interrupt, Interrupted
@@ -126,6 +127,9 @@ def _measure(session: Session, *, resumed: bool) -> None:
         session.note("resumed" if resumed else "started")
         if resumed:
             _warn_of_change(session)
+        if any(case.workload.device != "cpu" for case in session.sweep.cases):
+            for sentence in in_use():
+                session.note("warning", sentence)
         energy = EnergyPass(session)
         with session.new_server(*(FOR_QUALIFICATION if session.jobs == JOBS_MODULE else ())) as server:
             qualify_cases(session, server)

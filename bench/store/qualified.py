@@ -60,6 +60,7 @@ class Conduct(BaseModel):
         threads: torch's intra-operator threads after the call.
         allocator: what decides how memory is handed out: the C library, and the environment variables that are set.
         findings: known reasons why it is slow.
+        numerics: torch's settings after the call that change what a matrix product computes, by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -74,6 +75,7 @@ class Conduct(BaseModel):
     threads: int
     allocator: Line
     findings: list[Finding] = Field(default_factory=list)
+    numerics: dict[str, Line] = Field(default_factory=dict)
     gaps: dict[str, Line] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 import pynvml
 import pytest
 
-from bench.gpus import find_gpus
+from bench.gpus import find_gpus, in_use
 
 UUIDS = ("GPU-aaaa", "GPU-bbbb")
 
@@ -44,6 +44,16 @@ def test_visible_devices_are_followed(visible: str, indices: list[int], monkeypa
     found = find_gpus()
     assert [gpu.index for gpu in found.devices] == indices
     assert bool(found.reason) == (not indices)
+
+
+def test_a_gpu_that_others_compute_on_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert in_use() == [], "what the driver does not tell is no reason to warn"
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda handle: [object()] * 2 * handle)
+    (sentence,) = in_use()
+    assert "(GPU 1) is in use: 2 processes of others compute on it" in sentence
+    assert "CUDA_VISIBLE_DEVICES" in sentence
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert in_use() == []
 
 
 def test_a_uuid_that_is_not_told_hides_no_gpu_chosen_by_number(monkeypatch: pytest.MonkeyPatch) -> None:

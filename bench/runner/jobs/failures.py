@@ -15,8 +15,10 @@ from bench.store.schema import Status
 from impls.layer import Unsupported
 from impls.registry import InvalidImplementation, UnknownImplementation, resolve
 
-# Torch's CPU allocator and mmap raise plain RuntimeErrors; their words are all that tells them apart.
-_OUT_OF_MEMORY_WORDS = ("not enough memory", "out of memory", "Cannot allocate memory", "DefaultCPUAllocator")
+# Torch's CPU allocator, mmap and CUDA's libraries raise plain RuntimeErrors; their words are all that tells them apart.
+_OUT_OF_MEMORY_WORDS = (
+    "not enough memory", "out of memory", "Cannot allocate memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED",
+)  # fmt: skip
 
 
 class WrongResultError(Exception):

@@ -24,8 +24,8 @@ from bench.config import load_sweep
 from bench.console import data, print_summary
 from bench.errors import ResultsError
 from bench.store.log import append, create_run
-from bench.store.qualified import RoutingFacts
-from bench.store.schema import AnyRecord, Disturbance, EnergyRecord, Status
+from bench.store.qualified import Conduct, RoutingFacts
+from bench.store.schema import AnyRecord, CaseRecord, Disturbance, EnergyRecord, Status
 from bench.table import held_equal, short_table
 
 WORKLOAD = making.workload()
@@ -372,3 +372,37 @@ def test_energy_has_the_bounds_of_the_meter() -> None:
     tokens = WORKLOAD.num_tokens * 100
     assert row["energy_low_j_per_token"] == pytest.approx(9 / tokens)
     assert row["energy_high_j_per_token"] == pytest.approx(12 / tokens)
+
+
+def test_single_calls_on_a_device_that_are_too_short_to_be_known_well_say_so() -> None:
+    def gaps(seconds: float, host_s: float | None, inner_calls: int) -> str:
+        record = making.samples(WORKLOAD, 0, {"grouped": [seconds]})
+        update = {"host_s": host_s, "inner_calls": inner_calls}
+        arms = {case_id: arm.model_copy(update=update) for case_id, arm in record.arms.items()}
+        samples = record.model_copy(update={"arms": arms})
+        analysis = analyse(making.info, [making.case("grouped", WORKLOAD), samples])
+        return str(analysis.frame.iloc[0]["gaps"])
+
+    assert "inner_calls: single calls, so short" in gaps(10e-6, 5e-6, 1)
+    for known_well in (gaps(10e-6, 5e-6, 8), gaps(1e-3, 5e-6, 1), gaps(10e-6, None, 1)):
+        assert "inner_calls" not in known_well
+
+
+def test_layers_that_compute_under_other_settings_are_told() -> None:
+    def warnings(precision: str) -> str:
+        def case(impl: str, value: str) -> CaseRecord:
+            conduct = Conduct(
+                threads=1,
+                allocator="",
+                numerics={"matmul_float32_precision": value, "deterministic": "default"},
+                gaps=dict.fromkeys(
+                    ("num_operators", "host_syncs", "computed_flops", "distinct_results", "deterministic_ratio"), "no"
+                ),
+            )
+            return making.case(impl, WORKLOAD, qualified=making.qualified(conduct=conduct))
+
+        records = [case("grouped", "none"), case("loop", precision)]
+        return " ".join(analyse(making.info, records).warnings)
+
+    assert "matmul_float32_precision was none in grouped, tf32 in loop" in warnings("tf32")
+    assert "same setting" not in warnings("none")

@@ -13,6 +13,7 @@ from bench.lint import Situation, lint
 from bench.measure import conduct
 from bench.measure.conduct import allocator, observe
 from bench.measure.cpu import CpuDevice
+from bench.measure.numerics import numerics
 from bench.measure.operators import Operators
 from bench.store.qualified import Conduct
 
@@ -40,6 +41,24 @@ def test_a_plain_call_is_known_in_every_respect() -> None:
     assert (found.repeats, found.distinct_results, found.threads, found.gaps) == (3, 1, 1, {})
     assert found.deterministic_ratio is not None
     assert found.deterministic_ratio > 0
+
+
+def test_settings_of_products_are_those_after_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+
+    def change() -> None:
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+
+    try:
+        found = look(change)[0].numerics
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+    assert found == {"deterministic": "default", "float32_precision": "none", "matmul_float32_precision": "bf16"}
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    on_gpu = numerics("cuda")
+    assert on_gpu["cublas_workspace"] == ":4096:8"
+    assert on_gpu["matmul_float32_precision"] == torch.backends.cuda.matmul.fp32_precision
+    assert {"float16_reduced_precision_reduction", "bfloat16_reduced_precision_reduction"} <= set(on_gpu)
 
 
 def test_results_are_compared_bit_by_bit() -> None:

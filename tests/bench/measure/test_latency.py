@@ -5,6 +5,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -235,6 +236,22 @@ def test_asynchronous_calls_are_timed_on_the_device(asynchronous: AsynchronousDe
     assert result["a"].host_s is not None
     unsynchronised = CpuDevice(1).sample(asynchronous.kernel(10.0), 1)().device_s
     assert unsynchronised < 10.0 / 1000, "a clock that does not wait reads the time of queueing"
+
+
+def test_what_a_device_tells_only_when_it_is_waited_for_is_charged_to_the_call() -> None:
+    device = VirtualDevice()
+    issued: list[str] = []
+
+    def synchronize() -> None:
+        if issued[-1] == "bad":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    device.synchronize = synchronize  # type: ignore[method-assign]  # the device's own way to fail
+    arms = {name: partial(issued.append, name) for name in ("good", "bad")}
+    with pytest.raises(ArmError) as caught:
+        sample(arms, device)
+    assert caught.value.arm == "bad"
+    assert "illegal memory access" in str(caught.value.__cause__)
 
 
 def test_one_synchronisation_a_round(asynchronous: AsynchronousDevice) -> None:
