@@ -76,7 +76,7 @@ def _data(analysis: Analysis, *, with_run: bool) -> pd.DataFrame:
     """The rows of a run with the columns of ``moebench show --csv``; where there are several, ``run_id`` in front."""
     frame = analysis.frame.copy(deep=False)
     frame["impl"] = frame["impl"].map(short_names(frame["impl"].unique()))
-    for name in ("reason", "gaps"):
+    for name in ("reason", "gaps", "graph_break_reasons"):
         frame[name] = shareable(frame[name])
     if with_run:
         frame.insert(0, "run_id", analysis.info.run_id)

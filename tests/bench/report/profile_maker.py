@@ -67,9 +67,9 @@ def make_profile(impl: str, num_experts: int, *, plain_s: float, operator: str =
     )  # fmt: skip
 
 
-def with_profiles(analysis: Analysis, folder: Path | None = None, **changes: Any) -> Analysis:
-    """The analysis with a profile, a limit and a routing for each routed case that was timed."""
-    frame = analysis.frame
+def with_profiles(analysis: Analysis, folder: Path | None = None, where: str = "", **changes: Any) -> Analysis:
+    """The analysis with a profile, a limit and a routing for each routed case that was timed (`where` in a query)."""
+    frame = analysis.frame.query(where) if where else analysis.frame
     rows = frame[frame["latency_s"].notna() & (frame["semantics"] == "moe")].to_dict("records")
     profiles, limits, routings = {}, {}, {}
     for row in rows:

@@ -61,6 +61,7 @@ def test_each_implementation_has_its_figures_over_all_cases(watched: Analysis) -
     assert (conduct.allocators, conduct.on_cpu) == (["glibc 2.36, MALLOC_ARENA_MAX=1"], True)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_names_the_trap_with_its_evidence_and_what_to_do(watched: Analysis, tmp_path: Path) -> None:
     text = write_report([watched], tmp_path).read_text()
     section = text[text.index('id="conduct"') :]
@@ -70,6 +71,7 @@ def test_the_page_names_the_trap_with_its_evidence_and_what_to_do(watched: Analy
     assert "what the same calls would do on a GPU" in section
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_lint_found_stands_on_the_page_once(watched: Analysis, tmp_path: Path) -> None:
     warned = replace(watched, warnings=("The machine was busy.", *(found.sentence for found in watched.findings)))
     text = write_report([warned], tmp_path).read_text()
@@ -77,6 +79,7 @@ def test_what_lint_found_stands_on_the_page_once(watched: Analysis, tmp_path: Pa
     assert "The machine was busy." in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_without_such_figures_says_so(analysis_factory: Callable[..., Analysis], tmp_path: Path) -> None:
     analysis = analysis_factory(experts=(8,), top_ks=(2,), capacities=("none",))
     assert make_conduct(make_view(analysis)) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 pytest.importorskip("selenium", reason="needs selenium: pip install --group tests")
 
+from analysis_maker import Report
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -113,13 +115,13 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 
 @pytest.fixture(scope="module")
-def shown(analysis_factory: Callable[..., Analysis]) -> Analysis:
-    return analysis_factory(experts=(8, 128), top_ks=(2, 8), capacities=("none", 1.0))
+def shown(whole_report: Report) -> Analysis:
+    return whole_report.analysis
 
 
 @pytest.fixture(scope="module")
-def index(shown: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report([shown], tmp_path_factory.mktemp("report"))
+def index(whole_report: Report) -> Path:
+    return whole_report.index
 
 
 @pytest.fixture
@@ -316,7 +318,27 @@ def test_colours_follow_the_system_until_the_reader_chooses(page: Page) -> None:
 def test_text_stands_out_from_what_is_behind_it(page: Page, colours: str) -> None:
     page.open(colours=colours)
     page.js("document.querySelectorAll('details').forEach((one) => { one.open = true; });")
+    # profiles, compiled rows and rows that are not supported are among it
+    assert page.js("return document.querySelectorAll('#profiles svg, #compiled table').length;") > 6
+    assert "unsupported" in page.column("status")
     assert page.audit("lowContrast('*')") == []
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_that_went_wrong_is_as_readable(
+    driver: Chrome, analysis_factory: Callable[..., Analysis], tmp_path: Path
+) -> None:
+    full = analysis_factory(experts=(8, 128), top_ks=(8,), capacities=("none", 1.0))
+    control = dataclasses.replace(full.control, passed=False, sentence="The control failed: twins differed by 9 %.")
+    page = Page(driver, write_report([dataclasses.replace(full, control=control, finished=False)], tmp_path))
+    page.complaints()
+    for colours in ("light", "dark"):
+        page.open(width=375, colours=colours)
+        assert "The control failed" in page.one(".alert + .alert").text
+        page.js("document.querySelectorAll('details').forEach((one) => { one.open = true; });")
+        assert page.audit("structureFaults().concat(lowContrast('*'))") == []
+        assert page.js("return document.scrollingElement.scrollWidth;") == 375
+    assert page.complaints() == []
 
 
 @pytest.mark.parametrize("width", [320, 375])
@@ -331,6 +353,7 @@ def test_phone_scrolls_wide_things_in_their_own_box_only(page: Page, width: int)
         assert page.js("const own = arguments[0]; own.scrollLeft = 50; return own.scrollLeft;", box) > 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_runs_have_sliders_of_their_own(
     driver: Chrome, analysis_factory: Callable[..., Analysis], tmp_path: Path
 ) -> None:

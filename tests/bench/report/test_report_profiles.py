@@ -56,6 +56,7 @@ def test_every_picture_says_how_to_read_it_and_what_to_do(written: Path) -> None
     assert "loop calls 8 experts one after the other" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_profiles_there_is_no_section_and_no_file(analysis_factory: Factory, tmp_path: Path) -> None:
     page = write_report([analysis_factory(experts=(8,), top_ks=(2,), capacities=("none",))], tmp_path)
     text = page.read_text(encoding="utf-8")
@@ -107,6 +108,7 @@ def test_the_numbers_are_in_a_file_of_their_own(written: Path, small: Analysis) 
     assert own[own["what"] == "cause"]["host_s"].sum() == pytest.approx(profile.plain_s)
 
 
+@pytest.mark.usefixtures("only_profiles_drawn")
 def test_names_from_data_are_text(analysis_factory: Factory, tmp_path: Path) -> None:
     hostile = "<script>alert(1)</script>{{ 7 * 7 }}$x$"
     plain = analysis_factory(experts=(8,), top_ks=(2,), capacities=("none",), names={"grouped": hostile})
@@ -115,6 +117,7 @@ def test_names_from_data_are_text(analysis_factory: Factory, tmp_path: Path) -> 
     assert "{{ 7 * 7 }}" in text
 
 
+@pytest.mark.usefixtures("only_profiles_drawn")
 def test_large_sweeps_draw_a_few_workloads_and_list_the_rest(analysis_factory: Factory, tmp_path: Path) -> None:
     analysis = with_profiles(analysis_factory(experts=(8, 16, 32, 64), top_ks=(1, 2), capacities=("none",)))
     groups = drawn_workloads(profiled_cases(make_view(analysis)))
