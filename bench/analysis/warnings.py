@@ -20,6 +20,8 @@ MAX_STEAL = 0.02
 """Share of a processor that may go to other tenants before it is worth a warning."""
 MAX_PRESSURE = 0.1
 """Share of the time in which some task waited for a processor, likewise."""
+MAX_THROTTLED = 0.05
+"""Share of the time in which a GPU's clock may be held down, likewise."""
 MAX_ROOFLINE = 1.05
 """Ceilings and latencies are both measured; a few per cent above the ceiling is noise."""
 
@@ -64,6 +66,7 @@ def collect_warnings(
     found += _processes(timings)
     found += _steadiness(frame, timings)
     found += _disturbances(samples)
+    found += _throttled(samples)
     cases = {record.case_id: record for record in records if isinstance(record, CaseRecord)}
     found += [one.sentence for one in gather(cases.values())]
     found += _numerics({record.case_id: record for record in records if isinstance(record, CaseRecord)}.values())
@@ -148,6 +151,20 @@ def _disturbances(samples: Sequence[SamplesRecord]) -> Iterator[str]:
         if share > limit:
             evidence = what.format(share=percent(share))
             yield f"{evidence} while samples were taken; close other programs, or use a quieter machine."
+
+
+def _throttled(samples: Sequence[SamplesRecord]) -> Iterator[str]:
+    """The driver's counters of the time in which it held a GPU's clock down."""
+    for name, why in (("power_throttle_s", "its power limit"), ("thermal_throttle_s", "heat")):
+        told = [(gpu[name], record.wall_s) for record in samples if name in (gpu := record.disturbance.gpu)]
+        wall_s = sum(wall for _, wall in told)
+        share = sum(seconds for seconds, _ in told) / wall_s if wall_s > 0 else 0.0
+        if share > MAX_THROTTLED:
+            yield (
+                f"The driver held the GPU's clock down for {why} in {percent(share)} of the time in which samples were"
+                " taken: absolute times are those of a slower clock; cool the card, or lock a clock that it can hold"
+                " (`nvidia-smi --lock-gpu-clocks`)."
+            )
 
 
 def _numerics(cases: Iterable[CaseRecord]) -> Iterator[str]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench.measure.device import Call, Device
-from bench.measure.numerics import numerics
+from bench.measure.numerics import WORKSPACE, numerics
 from bench.measure.operators import Operators, watch_operators
 from bench.store.qualified import Conduct
 
@@ -156,11 +156,16 @@ def _deterministic_ratio(call: Call, device: Device, rough_latency_s: float, gap
             try:
                 deterministic_s = _seconds(call, device)
             except RuntimeError as error:
-                message = str(error).partition(". ")[0].strip()
-                gaps["deterministic_ratio"] = f"it has no deterministic path: {message}"
+                gaps["deterministic_ratio"] = _why_not_deterministic(str(error))
                 return None
         ratios.append(deterministic_s / usual_s)
     return median(ratios)
+
+
+def _why_not_deterministic(message: str) -> str:
+    if WORKSPACE in message:  # says nothing of the implementation: every product on a GPU is refused
+        return f"cuBLAS can be deterministic only where {WORKSPACE} is set, as in {WORKSPACE}=:4096:8"
+    return f"it has no deterministic path: {message.partition('. ')[0].strip()}"
 
 
 @contextmanager

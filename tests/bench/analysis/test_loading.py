@@ -406,3 +406,15 @@ def test_layers_that_compute_under_other_settings_are_told() -> None:
 
     assert "matmul_float32_precision was none in grouped, tf32 in loop" in warnings("tf32")
     assert "same setting" not in warnings("none")
+
+
+@pytest.mark.parametrize(("counter", "words"), [("power", "its power limit"), ("thermal", "heat")])
+def test_a_gpu_that_was_held_down_is_told(counter: str, words: str) -> None:
+    def told(seconds: float) -> bool:
+        record = making.samples(WORKLOAD, 0, {"grouped": [1e-3]})
+        disturbance = Disturbance(gpu={f"{counter}_throttle_s": seconds * record.wall_s, "temperature_c_after": 80.0})
+        records = [making.case("grouped", WORKLOAD), record.model_copy(update={"disturbance": disturbance})]
+        return any(f"clock down for {words}" in warning for warning in analyse(making.info, records).warnings)
+
+    assert told(0.2)
+    assert not told(0.01)

@@ -81,6 +81,18 @@ def test_what_has_no_deterministic_path_says_so_and_leaves_torch_as_it_was() -> 
     assert torch.get_deterministic_debug_mode() == before
 
 
+def test_products_that_cublas_refuses_to_everybody_are_not_the_layers_fault() -> None:
+    def call() -> None:
+        if torch.get_deterministic_debug_mode() == 2:
+            raise RuntimeError(
+                "Deterministic behavior was enabled, but this operation is not deterministic because it uses CuBLAS. To"
+                " enable it you must set CUBLAS_WORKSPACE_CONFIG=:4096:8"
+            )
+
+    found, _ = look(call)
+    assert found.gaps["deterministic_ratio"].startswith("cuBLAS can be deterministic only where")
+
+
 def test_a_long_call_is_not_made_again() -> None:
     calls = 0
 

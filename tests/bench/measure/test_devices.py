@@ -128,6 +128,24 @@ def test_cuda_identity_is_spelled_as_nvml_does(fake_cuda: list[str]) -> None:
     assert fake_cuda == ["set_device"]
 
 
+def test_cuda_flushes_twice_its_cache_and_does_not_synchronise(
+    fake_cuda: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    empty = torch.empty
+
+    def on_cpu(size: int, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        asked.append((size * dtype.itemsize, device))
+        return empty(size, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty", on_cpu)
+    device = open_device("cuda", torch.get_num_threads())
+    device.flush_cache()
+    device.flush_cache()
+    assert asked == [(2 * 1024, torch.device("cuda", 0))], "one buffer, made once"
+    assert fake_cuda == ["set_device"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_real_cuda_times_and_flushes() -> None:
