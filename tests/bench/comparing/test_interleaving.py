@@ -44,7 +44,7 @@ class Mine(MoELayer):
 """
 
 
-def tiny(tokens: str = "16,32", threads: int = 1, budget: str = "30s") -> tuple[str, ...]:
+def tiny(tokens: str = "16,32", threads: int = 1, budget: str = "10m") -> tuple[str, ...]:
     """Options of a comparison that takes seconds."""
     layer = ("--set", "layer.num_experts=4", "--set", "layer.top_k=2", "--set", "layer.capacity_factor=none")
     machine = ("--device", "cpu", "--threads", str(threads), "--tokens", tokens, "--budget", budget)
@@ -91,7 +91,7 @@ def test_a_file_and_its_copy_are_both_right_and_get_no_verdict_from_two_pairs(
         ),
         ("os._exit(7)", 3, "was ok, is crashed: "),
         ("raise KeyError(1)", 3, "was ok, is error: KeyError: 1 (b.py:"),
-        ("__import__('time').sleep(60)", 3, "was ok, is timeout: no answer for 3 s to: result; [measure] timeout"),
+        ("__import__('time').sleep(60)", 3, "was ok, is timeout: no answer for 6 s to: result; [measure] timeout"),
     ],
 )
 def test_a_version_that_fails_costs_its_cases_with_the_reason(
@@ -108,7 +108,7 @@ def test_a_version_that_fails_costs_its_cases_with_the_reason(
                 "b.py",
                 *tiny(),
                 "--set",
-                "measure.timeout=3s",
+                f"measure.timeout={'6s' if 'sleep' in does else '2m'}",
                 "--fail-if",
                 "latency > 5%",
             ]
@@ -173,7 +173,7 @@ def test_nothing_is_left_behind_however_it_ends(
     in_a_folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     (in_a_folder / "b.py").write_text(LAYER)
-    long = (*tiny(budget="30min"), "--processes", "1000")  # it cannot be over before the signal, however late that is
+    long = (*tiny(budget="30m"), "--processes", "1000")  # it cannot be over before the signal, however late that is
     command = [sys.executable, "-P", "-m", "bench.cli", "compare", "--interleave", "a.py", "b.py", *long]
     place = in_a_folder / "scratch"
     process = subprocess.Popen(
