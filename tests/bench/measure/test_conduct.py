@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,6 +80,26 @@ def test_what_has_no_deterministic_path_says_so_and_leaves_torch_as_it_was() -> 
     assert found.deterministic_ratio is None
     assert found.gaps["deterministic_ratio"].startswith("it has no deterministic path: put_ does not have")
     assert torch.get_deterministic_debug_mode() == before
+
+
+def test_waits_on_a_gpu_are_those_that_torch_warns_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[int | str] = []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def call() -> None:
+        for text in (
+            "called a synchronizing CUDA operation",
+            "something else",
+            "called a synchronizing CUDA operation",
+        ):
+            warnings.warn(text, stacklevel=1)  # the same line twice, as in a loop over experts
+
+    assert conduct._cuda_waits(call, CpuDevice(1)) == 2
+    assert modes == ["warn", 0]
+    with pytest.raises(ZeroDivisionError):
+        conduct._cuda_waits(lambda: 1 // 0, CpuDevice(1))
+    assert modes == ["warn", 0, "warn", 0], "torch is left as it was, also where the call fails"
 
 
 def test_products_that_cublas_refuses_to_everybody_are_not_the_layers_fault() -> None:
