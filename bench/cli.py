@@ -130,7 +130,7 @@ def profile_(
         layer: A real model's layer.
         budget: Time for the timing before it, as in 90s.
         operators: How many operators to print of each implementation.
-        nvtx: Mark calls and stages for NVIDIA's tools, as in `nsys profile moebench profile ...`; on a GPU only.
+        nvtx: Mark calls and stages for Nsight, as `nsys profile --trace-fork-before-exec=true`; on a GPU only.
         results: Folder in which runs are kept; results by default.
         quiet: Show no progress.
     """
