@@ -19,7 +19,7 @@ from bench.analysis.model import Comparison, Winner
 from bench.analysis.roofline import Ceilings
 from bench.analysis.statistics import Floats, median_interval
 from bench.cases import LATER_FIELDS
-from bench.memory_model import PARTS
+from bench.memory import PARTS
 from bench.store.qualified import Qualified
 from bench.store.schema import CaseRecord, EnergyRecord
 

@@ -146,7 +146,7 @@ class Qualified(BaseModel):
         reserved_peak_bytes: CUDA's caching allocator's peak; null elsewhere.
         analytic_peak_bytes: what any implementation must allocate: the output, and in ``train`` the gradients too.
         predicted_peak_bytes: the allocator's peak by the analytic model of this implementation; null without a model.
-        predicted_parts_bytes: what that peak is made of, by part (see :mod:`bench.memory_model`).
+        predicted_parts_bytes: what that peak is made of, by part (see :mod:`bench.memory`).
         path: which kernel path ran, in the implementation's words; empty where there is one only.
         conduct: how it behaves in a call; null in records of the first schema.
         compiled: what the compiler made of it, where it is compiled; ``first_call_s`` is then mostly compiling.

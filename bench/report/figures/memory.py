@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from bench.memory_model import PARTS
-from bench.report.figures.canvas import Picture, finish, grid, headline, log_axis
+from bench.memory import PARTS
+from bench.report.figures.canvas import Picture, finish, fitted, grid, headline, log_axis
 from bench.report.slices import evenly
 from bench.report.style import BYTE_UNITS, HOLLOW, INK, MUTED, house_style, scale_for
 from bench.report.view import View
@@ -43,7 +43,7 @@ def memory_picture(view: View, slug_prefix: str = "") -> Picture | None:
     with house_style():
         for i, (panel, workload_id) in enumerate(zip(panels, shown, strict=True)):
             log_axis(panel, "x", everything, pad=1.1)
-            panel.set_title(view.workloads[workload_id], fontsize=9)
+            panel.set_title(fitted(view.workloads[workload_id], min(2, len(shown))), fontsize=9)
             _draw(panel, view, rows[rows["workload_id"] == workload_id], impls, size)
             if i >= len(panels) - 2:
                 panel.set_xlabel(f"{unit}  (further left is better)")
@@ -95,7 +95,7 @@ def memory_parts_picture(view: View, slug_prefix: str = "") -> Picture | None:
     figure, panels = grid(len(shown), min(2, len(shown)), 0.75 + 0.27 * len(impls))
     with house_style():
         for i, (panel, workload_id) in enumerate(zip(panels, shown, strict=True)):
-            panel.set_title(view.workloads[workload_id], fontsize=9)
+            panel.set_title(fitted(view.workloads[workload_id], min(2, len(shown))), fontsize=9)
             _stack(panel, rows[rows["workload_id"] == workload_id], impls, size)
             panel.set_xlim(0, 1.05 * float(rows[["peak_memory_bytes", "predicted_peak_bytes"]].max().max()) / size)
             if i >= len(panels) - 2:

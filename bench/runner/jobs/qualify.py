@@ -16,7 +16,7 @@ from bench.check import Checked, check_result
 from bench.cost import Cost, cost_of_call
 from bench.measure.device import Call, Device, open_device
 from bench.measure.memory import measure_peak
-from bench.memory_walks import memory_of_call
+from bench.memory import memory_of_call
 from bench.routing_check import routing_fault
 from bench.runner.jobs.behaviour import behaviour
 from bench.runner.jobs.building import build_case, prepared_bytes
