@@ -18,7 +18,7 @@ from torch.autograd.profiler import profile
 from torch.autograd.profiler_util import FunctionEvent
 
 from bench.profiling.ledger import OPERATOR, Entry, Ledger
-from bench.profiling.spans import FUSED, OTHER, WAITING, Kernel, Place, Span, calls_of, kernels_of
+from bench.profiling.spans import FUSED, OTHER, WAITING, Kernel, Place, Span, calls_of, kernels_of, saw_device
 from bench.profiling.stages import MICROSECOND, Breakdown, Shapes, Sums, break_down, middle_half
 from bench.profiling.step import Step
 from bench.profiling.timeline import make_timeline
@@ -81,7 +81,7 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
     """
     counted = count(step)  # first: what happens only once happens here
     profiled, plain_s = watch(step, time_budget_s, recording(nvtx=step.nvtx))
-    on_device = step.profiled_device is not None
+    on_device = step.profiled_device is not None and saw_device(profiled)
     calls = middle_half(calls_of(profiled))
     sums = break_down(calls, counted.names(), on_device=on_device)
     stages_s = {place: one.host_s / sums.num_calls for place, one in sums.stages.items()}

@@ -177,6 +177,12 @@ def kernels_of(profiled: profile, call: list[Span]) -> list[Kernel]:
     return sorted(found, key=lambda kernel: kernel.event.time_range.start)
 
 
+def saw_device(profiled: profile) -> bool:
+    """Whether the profiler saw work of a device; without the library for it, it goes on and says no word."""
+    assert profiled.function_events is not None, "the profiler has ended"
+    return any(event.device_type != DeviceType.CPU for event in profiled.function_events)
+
+
 def is_inside(child: FunctionEvent, node: FunctionEvent) -> bool:
     """Whether an event is what a node of the graph consists of: the function that bears its name."""
     return node.name.startswith(NODE) and child.name == node.name.removeprefix(NODE)

@@ -22,6 +22,7 @@ from impls.layer import MoELayer
 PERFETTO = ".trace.json.gz"
 MEMORY = ".memory.pickle"
 ALLOCATOR = ".allocator.pickle"
+NO_KERNELS = "torch's profiler saw no kernel: CUPTI is missing, forbidden here, or in another tool's hands"
 LEFT_TO_NSIGHT = "left to Nsight, which sees the ranges of these calls: torch's profiler watched the host only"
 
 
@@ -56,7 +57,9 @@ def profile_case(job: ProfileJob, announce: Callable[[Announce], None]) -> Answe
     if allocator is not None:
         names["allocator"] = case.id + ALLOCATOR
         write_allocator_snapshot(traces / names["allocator"], allocator)
-    gaps = profiled.profile.gaps | ({"device_s": LEFT_TO_NSIGHT} if job.nvtx else {})
+    gaps = dict(profiled.profile.gaps)
+    if device.torch_device.type != "cpu" and not profiled.profile.on_device:
+        gaps["device_s"] = LEFT_TO_NSIGHT if job.nvtx else NO_KERNELS
     return Answer(profile=profiled.profile.model_copy(update={"traces": names, "gaps": gaps}))
 
 
