@@ -50,8 +50,9 @@ def _along(
 ) -> Iterator[Exponent]:
     """The exponents along one axis: one a quantity, slice and implementation."""
     numbers = pd.to_numeric(ok[axis], errors="coerce")  # dropless has no place on a logarithmic axis
-    rows = ok.assign(_at=numbers)[numbers > 0]
     others = [name for name in varying if name != axis]
+    columns = dict.fromkeys([*others, "impl", "case_id", "peak_memory_bytes", "capacity_factor"])
+    rows = ok[list(columns)].assign(_at=numbers)[numbers > 0]
     for key, found in rows.groupby([*others, "impl"], sort=True):
         if len(found) < MIN_POINTS:
             continue

@@ -14,6 +14,7 @@ processes, which is too coarse for a correction over more than a hundred compari
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def latency_by_replicate(
     for record in records:
         for name, arm in record.arms.items():
             if arm.latency_s and (keep is None or name in keep):
-                found[name][record.replicate].append(float(np.median(arm.latency_s)))
+                found[name][record.replicate].append(statistics.median(arm.latency_s))
     return {
         name: dict(zip(sorted(by_replicate), _one_each(by_replicate).tolist(), strict=True))
         for name, by_replicate in found.items()
@@ -138,8 +139,8 @@ def latency_by_replicate(
 
 
 def _one_each(by_replicate: Mapping[int, list[float]]) -> Floats:
-    # Sorting the values of a replicate makes the sum, hence every digit, independent of the order of records.
-    return np.array([np.mean(sorted(by_replicate[replicate])) for replicate in sorted(by_replicate)])
+    # fmean rounds once, at the end, so no digit depends on the order of records
+    return np.array([statistics.fmean(by_replicate[replicate]) for replicate in sorted(by_replicate)])
 
 
 def false_coverage_level(p_values: Floats, rate: float = ERROR_RATE) -> float:
