@@ -43,7 +43,7 @@ def short_table(analysis: Analysis) -> Table:
     """The rows of a run in the order of its cases."""
     frame = analysis.frame
     varying = [name for name in AXES if frame[name].astype(str).nunique() > 1]
-    held = held_equal({name: str(frame[name].iloc[0]) for name in AXES if name not in varying and len(frame)})
+    held = held_equal({name: _text(frame[name].iloc[0]) for name in AXES if name not in varying and len(frame)})
     headings = ["impl", *(SHORT.get(name, name) for name in varying), "latency", "± %", "throughput"]
     headings += ["peak memory", "time / best", "verdict or reason"]
     rows = []

@@ -11,17 +11,18 @@ import numpy as np
 from bench.analysis.comparisons import MIN_PROCESSES, more_processes
 from bench.analysis.control import estimate, interval, twins_differ
 from bench.analysis.model import Verdict
-from bench.analysis.statistics import Spread
+from bench.analysis.statistics import Spread, smallest_effect
 from bench.cases import Case
 from bench.comparing.deciding import Decision, Effects, decide
 from bench.comparing.model import CaseComparison, Change, Comparison, Metric
 from bench.comparing.two_runs import accuracy_change
 from bench.comparing.versions import Version
 from bench.store.schema import Status
-from bench.units import signed_percent
+from bench.units import percent, signed_percent
 
 OPEN = "the interval contains 1 and reaches outside the band of ±1 %"
 NOT_MEASURED = "not measured while versions are interleaved"
+POWER = 0.9
 
 
 @dataclass
@@ -60,20 +61,27 @@ class Row:
 def judge_twin(units: Sequence[float]) -> tuple[str, str]:
     """What BASE against its own twin says, in a sentence, and why verdicts are withheld; empty where they are not.
 
-    Judged as the twins of a run's self-test are; ``units`` are log(twin / BASE), one a replicate.
+    Judged as the twins of a run's self-test are; ``units`` are log(twin / BASE), one a replicate. No slowdown is
+    planted: a version's code is its own, so how large one would have had to be follows from the twin's spread.
     """
     if len(units) < 2:
         return "", ""
     found = np.array(units)
     ratio = estimate(found)
     seen = f"{signed_percent(ratio.value - 1)} (95 % interval {interval(ratio)})"
+    if len(units) < MIN_PROCESSES:
+        return f"Control: BASE against a twin of itself differed by {seen}, in too few pairs to judge.", ""
     if twins_differ(found):
         withheld = "the control failed"
         return (
             f"The control failed, so no latency has a verdict: BASE against a twin of itself differed by {seen}, so "
             "something else than the code decides here; close other programs and compare again."
         ), withheld
-    return f"Control: BASE against a twin of itself, in the same rounds of the shortest case, differed by {seen}.", ""
+    least = math.expm1(smallest_effect(float(found.std(ddof=1)), len(units), chance=POWER))
+    return (
+        f"Control: BASE against a twin of itself, in the same rounds of the shortest case, differed by {seen}; a "
+        f"slowdown of {percent(least)} would have been found there nine times in ten."
+    ), ""
 
 
 def conclude(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from bench.conformance.battery import Outcome, Probe
 from bench.runner.protocol import ConformJob
+from bench.runner.scratch import Scratch
 from bench.runner.servers import ForkServer
 from bench.runner.session import short_workload
 from bench.store.schema import Status
@@ -39,8 +38,8 @@ def run_battery(
     """
     outcomes: list[Outcome] = []
     deaths = 0
-    with tempfile.TemporaryDirectory(prefix="moebench-check-") as folder:
-        file = Path(folder) / "outcomes.jsonl"
+    with Scratch() as scratch:
+        file = scratch.other("check") / "outcomes.jsonl"
         file.touch()
         while len(outcomes) < len(probes):
             todo = list(probes[len(outcomes) :])
