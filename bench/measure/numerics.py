@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
@@ -16,13 +17,14 @@ def numerics(device: str) -> dict[str, str]:
         device: type of the device, as in ``cpu``.
     """
     # the older names of these settings raise an error once somebody has used the newer ones
+    backends: Any = torch.backends  # objects in the place of modules, which no type checker knows
     found = {
         "deterministic": ("default", "warn", "error")[torch.get_deterministic_debug_mode()],
-        "float32_precision": torch.backends.fp32_precision,
+        "float32_precision": backends.fp32_precision,
     }
     if device == "cpu":
-        return found | {"matmul_float32_precision": torch.backends.mkldnn.matmul.fp32_precision}
-    matmul = torch.backends.cuda.matmul
+        return found | {"matmul_float32_precision": backends.mkldnn.matmul.fp32_precision}
+    matmul = backends.cuda.matmul
     return found | {
         "matmul_float32_precision": matmul.fp32_precision,  # tf32, ieee, or none: torch's default
         "float16_reduced_precision_reduction": str(matmul.allow_fp16_reduced_precision_reduction),

@@ -31,7 +31,7 @@ def allocator_snapshot(step: Step) -> Snapshot:
     memory._record_memory_history(enabled="all", context="all", stacks="python", max_entries=MAX_EVENTS)  # noqa: SLF001
     try:
         step()
-        found: Snapshot = memory._snapshot()  # type: ignore[no-untyped-call]  # noqa: SLF001 - torch leaves it untyped
+        found: Snapshot = memory._snapshot()  # noqa: SLF001
     finally:
         memory._record_memory_history(enabled=None)  # noqa: SLF001
     for frame in _frames(found):

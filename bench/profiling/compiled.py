@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
-from torch.autograd.profiler_util import DeviceType, FunctionEvent
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import DeviceType
 
 from bench.profiling.measure import Profiled, describe, watch
 from bench.profiling.origins import Origins, kept_origins

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch.autograd.profiler import profile
-from torch.autograd.profiler_util import DeviceType, FunctionEvent
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import DeviceType
 
 from bench.profiling.step import BACKWARD, CALL, FORWARD, WAIT
 from impls.stages import PREFIX

@@ -401,7 +401,7 @@ def test_layers_that_compute_under_other_settings_are_told() -> None:
             )
             return making.case(impl, WORKLOAD, qualified=making.qualified(conduct=conduct))
 
-        records = [case("grouped", "none"), case("loop", precision)]
+        records: list[AnyRecord] = [case("grouped", "none"), case("loop", precision)]
         return " ".join(analyse(making.info, records).warnings)
 
     assert "matmul_float32_precision was none in grouped, tf32 in loop" in warnings("tf32")
@@ -413,7 +413,8 @@ def test_a_gpu_that_was_held_down_is_told(counter: str, words: str) -> None:
     def told(seconds: float) -> bool:
         record = making.samples(WORKLOAD, 0, {"grouped": [1e-3]})
         disturbance = Disturbance(gpu={f"{counter}_throttle_s": seconds * record.wall_s, "temperature_c_after": 80.0})
-        records = [making.case("grouped", WORKLOAD), record.model_copy(update={"disturbance": disturbance})]
+        samples = record.model_copy(update={"disturbance": disturbance})
+        records: list[AnyRecord] = [making.case("grouped", WORKLOAD), samples]
         return any(f"clock down for {words}" in warning for warning in analyse(making.info, records).warnings)
 
     assert told(0.2)

@@ -20,6 +20,7 @@ from bench.store.qualified import Conduct
 
 X_TD = torch.randn(16, 8)
 WEIGHT_EFD = torch.randn(2, 4, 8)
+BACKENDS: Any = torch.backends  # objects in the place of modules, which no type checker knows
 
 
 def look(
@@ -45,20 +46,20 @@ def test_a_plain_call_is_known_in_every_respect() -> None:
 
 
 def test_settings_of_products_are_those_after_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    before = BACKENDS.mkldnn.matmul.fp32_precision
 
     def change() -> None:
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        BACKENDS.mkldnn.matmul.fp32_precision = "bf16"
 
     try:
         found = look(change)[0].numerics
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        BACKENDS.mkldnn.matmul.fp32_precision = before
     assert found == {"deterministic": "default", "float32_precision": "none", "matmul_float32_precision": "bf16"}
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     on_gpu = numerics("cuda")
     assert on_gpu["cublas_workspace"] == ":4096:8"
-    assert on_gpu["matmul_float32_precision"] == torch.backends.cuda.matmul.fp32_precision
+    assert on_gpu["matmul_float32_precision"] == BACKENDS.cuda.matmul.fp32_precision
     assert {"float16_reduced_precision_reduction", "bfloat16_reduced_precision_reduction"} <= set(on_gpu)
 
 

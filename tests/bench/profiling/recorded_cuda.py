@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch.autograd.profiler import profile
-from torch.autograd.profiler_util import DeviceType
+from torch.profiler import DeviceType
 
 STREAM = 7
 

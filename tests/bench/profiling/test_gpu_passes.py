@@ -96,13 +96,21 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     }  # fmt: skip
     memory = torch.cuda.memory
     monkeypatch.setattr(memory, "_record_memory_history", lambda enabled, **options: said.append((enabled, options)))
-    monkeypatch.setattr(memory, "_snapshot", lambda: said.append("snapshot") or snapshot)
+
+    def take() -> dict[str, Any]:
+        said.append("snapshot")
+        return snapshot
+
+    monkeypatch.setattr(memory, "_snapshot", take)
     return said
 
 
 def test_a_snapshot_is_of_one_call_and_recording_ends_with_it(step: Step, recorded: list[object]) -> None:
-    counted = replace(step, forward=lambda: recorded.append("call") or step.forward())
-    allocator_snapshot(counted)
+    def call() -> torch.Tensor:
+        recorded.append("call")
+        return step.forward()
+
+    allocator_snapshot(replace(step, forward=call))
     begin, *rest = recorded
     assert begin == ("all", {"context": "all", "stacks": "python", "max_entries": MAX_EVENTS})
     assert rest == ["call", "snapshot", (None, {})]

@@ -11,7 +11,7 @@ from bench.analysis.divisions import Limit
 from bench.analysis.limits import find_limit
 from bench.analysis.model import Estimate
 from bench.analysis.roofline import Ceilings
-from bench.cases import LayerSpec, Workload
+from bench.cases import Workload
 from bench.profiling import measure
 from bench.profiling.export import write_perfetto
 from bench.profiling.ledger import Ledger
@@ -19,6 +19,7 @@ from bench.profiling.measure import Counted
 from bench.profiling.spans import Kernel, Span, calls_of, kernels_of
 from bench.profiling.stages import break_down
 from bench.store.profiles import Profile
+from impls.spec import LayerSpec
 
 MICROSECOND = 1e-6
 PRODUCTS = frozenset({"aten::mm", "aten::mul", "aten::index_add_"})

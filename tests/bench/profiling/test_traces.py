@@ -12,7 +12,7 @@ import torch.cuda._memory_viz as memory_viz  # the viewer itself, which torch ke
 from profiled_layers import layer_step
 
 from bench.profiling.export import write_memory_snapshot, write_perfetto
-from bench.profiling.measure import Profiled, profile_step
+from bench.profiling.measure import Counted, Profiled, profile_step
 
 PHASES = {"X", "C", "M"}
 # times are written in microseconds; the profiler's have three digits after the point
@@ -23,6 +23,12 @@ ROUNDING_US = 0.01
 def profiled(request: pytest.FixtureRequest) -> Profiled:
     name, direction = request.param.split()
     return profile_step(layer_step(name, train=direction == "train"), {"weights": 1, "input": 1}, 0.01)
+
+
+@pytest.fixture(scope="module")
+def counted(profiled: Profiled) -> Counted:
+    assert profiled.counted is not None
+    return profiled.counted
 
 
 def events_of(path: Path) -> list[dict[str, Any]]:
@@ -80,8 +86,10 @@ def test_equal_profiles_are_equal_files(profiled: Profiled, tmp_path: Path) -> N
     assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
 
 
-def test_the_memory_snapshot_balances_and_names_no_address_twice(profiled: Profiled, tmp_path: Path) -> None:
-    write_memory_snapshot(tmp_path / "memory.pickle", profiled.counted)
+def test_the_memory_snapshot_balances_and_names_no_address_twice(
+    profiled: Profiled, counted: Counted, tmp_path: Path
+) -> None:
+    write_memory_snapshot(tmp_path / "memory.pickle", counted)
     (trace,) = pickle.loads((tmp_path / "memory.pickle").read_bytes())["device_traces"]
     alive: dict[int, int] = {}
     peak = 0
@@ -97,11 +105,11 @@ def test_the_memory_snapshot_balances_and_names_no_address_twice(profiled: Profi
     timeline = profiled.profile.timeline
     assert timeline is not None
     assert peak == timeline.peak_bytes
-    assert len(alive) == sum(one.died is None for one in profiled.counted.ledger.allocations)
+    assert len(alive) == sum(one.died is None for one in counted.ledger.allocations)
 
 
-def test_torchs_own_viewer_opens_the_memory_snapshot(profiled: Profiled, tmp_path: Path) -> None:
-    write_memory_snapshot(tmp_path / "memory.pickle", profiled.counted)
+def test_torchs_own_viewer_opens_the_memory_snapshot(counted: Counted, tmp_path: Path) -> None:
+    write_memory_snapshot(tmp_path / "memory.pickle", counted)
     snapshot = pickle.loads((tmp_path / "memory.pickle").read_bytes())
     page = memory_viz.trace_plot(snapshot)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     assert page.startswith("\n<!DOCTYPE html>") or "<html" in page

@@ -46,7 +46,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def shared(workload: Workload, folder: Path, _: torch.device) -> Any:
         return open_shared(workload, folder, torch.device("cpu"))
 
-    snapshot = {"segments": [], "device_traces": [[]]}
+    snapshot: dict[str, Any] = {"segments": [], "device_traces": [[]]}
     monkeypatch.setattr(profiling, "open_device", Gpu)
     monkeypatch.setattr(profiling, "open_shared", shared)
     monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda **_: None)
