@@ -63,7 +63,9 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
         speeds = replace(speeds, existing_fit=_existing_bytes(profile) <= cache_bytes)
     else:
         speeds = replace(speeds, cache=None)
-    stages = {(stage.phase, stage.stage): Division(stage.stage, stage.phase) for stage in profile.stages}
+    stages: dict[tuple[str, str], Division] = {
+        (stage.phase, stage.stage): Division(stage.stage, stage.phase) for stage in profile.stages
+    }
     for row in profile.operators:
         _divide(row, stages.setdefault((row.phase, row.stage), Division(row.stage, row.phase)), speeds)
     (_add_gaps if profile.on_device else _add_idle)(profile, stages)
