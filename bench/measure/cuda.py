@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 
@@ -40,6 +40,7 @@ class CudaDevice:
             raise RequestError(f"device {name!r} was asked for, but there are {torch.cuda.device_count()}")
         self.torch_device = torch.device("cuda", index)
         torch.cuda.set_device(self.torch_device)
+        self._timers: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def now_s(self) -> float:
         """Seconds on the host's monotonic clock."""
@@ -59,16 +60,26 @@ class CudaDevice:
         self._flush_buffer.zero_()
 
     def sample(self, call: Call, num_calls: int) -> Callable[[], Timing]:
-        """Queue start event, calls, end event."""
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's own
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's own
+        """Queue start event, calls, end event.
+
+        Events are used again once they have been read: torch makes one when it is first recorded, which would be
+        between the calls and their end.
+        """
+        start, end = self._timers.pop() if self._timers else (_timer(), _timer())
         host_start_s = time.perf_counter()
         start.record()
         for _ in range(num_calls):
             call()
         end.record()
         host_s = time.perf_counter() - host_start_s
-        return lambda: Timing(start.elapsed_time(end) * 1e-3, host_s)
+
+        @cache  # a second reading must not hand the events out twice
+        def read() -> Timing:
+            timing = Timing(start.elapsed_time(end) * 1e-3, host_s)
+            self._timers.append((start, end))
+            return timing
+
+        return read
 
     def issue(self, call: Call) -> Callable[[], bool]:
         """Queue one call and an event behind it."""
@@ -91,3 +102,7 @@ class CudaDevice:
             "uuid": uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}",
             "l2_bytes": properties.L2_cache_size,
         }
+
+
+def _timer() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's own

@@ -120,6 +120,33 @@ def test_cuda_sample_is_events_around_the_calls_and_does_not_synchronise(fake_cu
     assert device.issue(lambda: None)()
 
 
+@pytest.mark.usefixtures("fake_cuda")
+def test_cuda_events_are_used_again_but_never_by_two_samples_at_once() -> None:
+    device = cuda.CudaDevice("cuda")
+    made: list[FakeEvent] = []
+
+    class Counted(FakeEvent):
+        def __init__(self, enable_timing: bool = False) -> None:
+            super().__init__(enable_timing)
+            made.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "Event", Counted)
+        first, second = (device.sample(lambda: None, 1) for _ in range(2))
+        assert len(made) == 4, "both are still to be read"
+        assert first() == first()
+        second()
+        for _ in range(2):
+            readers = [device.sample(lambda: None, 1) for _ in range(2)]
+            assert len(made) == 4
+            for read in readers:
+                read()
+        device.sample(lambda: None, 1)
+        device.sample(lambda: None, 1)
+        device.sample(lambda: None, 1)
+        assert len(made) == 6
+
+
 def test_cuda_identity_is_spelled_as_nvml_does(fake_cuda: list[str]) -> None:
     identity = open_device("cuda:0", torch.get_num_threads()).identity()
     assert identity["uuid"] == "GPU-01234567-89ab-cdef-0123-456789abcdef"
