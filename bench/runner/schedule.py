@@ -29,7 +29,7 @@ ROUNDS_OVERHEAD = 1.5
 START_GUESS_S = 1.5
 JOB_OVERHEAD_GUESS_S = 0.15
 # Every process traces a compiled layer anew, though it finds the kernels made: so long a case, as seen on two cores.
-COMPILED_CASE_GUESS_S = 2.5
+COMPILED_CASE_GUESS_S = 1.0
 # How much longer than usual a worker may say nothing while a compiler works.
 COMPILE_PATIENCE_S = {"none": 0.0, "default": 180.0, "max-autotune": 600.0}
 SMOOTHING = 0.5
