@@ -20,27 +20,26 @@ def einsum(equation: str, a: Tensor, b: Tensor) -> Tensor:
     a_letters, b_letters = inputs.split(",")
     letters = result + "".join(sorted(set(a_letters + b_letters) - set(result)))
     a, b = _ordered(a, a_letters, letters), _ordered(b, b_letters, letters)
-    sizes = list(zip(a.shape, b.shape, strict=True))
-    summed = [i for i in range(len(result), len(letters)) if sizes[i][0] != 1 and sizes[i][1] != 1]
-    shape = tuple(max(pair) for pair in sizes[: len(result)])
+    sizes = [m if n == 1 else n for m, n in zip(a.shape, b.shape, strict=True)]
+    outer, inner = range(len(result)), range(len(result), len(letters))
+    summed = [i for i in inner if a.shape[i] != 1 and b.shape[i] != 1]
     if not summed:
-        return reshape(mul(a, b), *shape)
-    outer = range(len(result))
-    batch = [i for i in outer if sizes[i][0] != 1 and sizes[i][1] != 1]
-    rows = [i for i in outer if sizes[i][0] != 1 and sizes[i][1] == 1]
-    columns = [i for i in outer if sizes[i][0] == 1]
-    ones = [i for i in range(len(result), len(letters)) if i not in summed]
+        return reshape(mul(a, b), *sizes[: len(result)])
+    batch = [i for i in outer if a.shape[i] != 1 and b.shape[i] != 1]
+    rows = [i for i in outer if a.shape[i] != 1 and b.shape[i] == 1]
+    columns = [i for i in outer if a.shape[i] == 1]
+    ones = [i for i in inner if i not in summed]
     left = permute(a, [*batch, *rows, *summed, *columns, *ones])
     right = permute(b, [*batch, *summed, *columns, *rows, *ones])
 
     def size(group: list[int]) -> int:
-        return math.prod(max(sizes[i]) for i in group)
+        return math.prod(sizes[i] for i in group)
 
     product = bmm(
         reshape(left, size(batch), size(rows), size(summed)), reshape(right, size(batch), size(summed), size(columns))
     )
     order = [*batch, *rows, *columns]
-    unordered = reshape(product, *(max(sizes[i]) for i in order))
+    unordered = reshape(product, *(sizes[i] for i in order))
     return permute(unordered, [order.index(i) for i in outer])
 
 

@@ -147,7 +147,7 @@ def embedding_sum(ids_TK: Tensor, rows_RD: Tensor, weights_TK: Tensor) -> Tensor
     offsets = arange(rows_RD, num_tokens)
     result = fresh(rows_RD, (num_tokens, rows_RD.shape[1]), rows_RD.item_bytes)
     bag_sizes = fresh(rows_RD, (num_tokens,), INDEX)
-    if trains:  # bag sizes are differences of offsets
+    if trains and num_tokens:  # bag sizes are differences of offsets
         fresh(rows_RD, (num_tokens - 1,), INDEX)
         fresh(rows_RD, (), INDEX)
     largest_ids = fresh(rows_RD, (num_tokens,), INDEX)

@@ -8,12 +8,14 @@ from bench.memory.layer import Layer
 from bench.memory.operators import mul, to
 from bench.memory.routing import Routing, expert_slots, rows_of_slots
 from bench.memory.tensors import FLOAT, INDEX, Tensor, fresh
-from bench.memory.views import expand, narrow, reshape, unsqueeze
+from bench.memory.views import clone, expand, narrow, reshape, unsqueeze
 
 
 def compute(layer: Layer, x_TD: Tensor, routing: Routing) -> Tensor:
     """Gather by expert, batched feed-forward, `index_add` in float32."""
     num_tokens, num_experts = routing.expert_ids.shape
+    if num_tokens == 0:
+        return clone(x_TD)
     with layer.account.stage("dispatched"):
         slots_TE, capacity = expert_slots(layer, routing)
         num_rows = num_experts * capacity

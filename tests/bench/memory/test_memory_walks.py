@@ -21,7 +21,7 @@ from impls.layer import Unsupported
 from impls.routing import Routing
 from impls.spec import ACTIVATIONS, FIXED_TOP_K, ROUTERS, SELECTING_ROUTERS, LayerSpec
 
-NUM_CASES = 16
+NUM_CASES = 20
 WRITTEN_FOR = "2.13."
 PRODUCTS = frozenset({"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"})
 
@@ -67,7 +67,7 @@ def drawn_workload(rng: random.Random, impl: str) -> tuple[Workload, bool]:
     forced = spec.unforceable is None and rng.random() < 0.2
     workload = Workload(
         layer=spec,
-        num_tokens=rng.choice([1, 2, 7, 40]),
+        num_tokens=rng.choice([0, 1, 2, 7, 40]),
         dtype=rng.choice(["float32", "float32", "bfloat16", "float16"]),
         direction=rng.choice(["forward", "train"]),
         routing="balanced" if forced else "router",
