@@ -21,7 +21,7 @@ class Report(NamedTuple):
     """A report and what it was made of."""
 
     analysis: Analysis
-    index: Path
+    page: Path
 
 
 SPEED = {

@@ -45,7 +45,7 @@ def written(large: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Writte
     class Counting(FigureCanvasSVG):
         def print_svg(self, *arguments: Any, **named: Any) -> None:
             result.num_artists.append(len(self.figure.findobj()))
-            super().print_svg(*arguments, **named)
+            super().print_svg(*arguments, **named)  # type: ignore[no-untyped-call] # the stubs lack it
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.report.figures.canvas.FigureCanvasSVG", Counting)

@@ -121,7 +121,7 @@ def shown(whole_report: Report) -> Analysis:
 
 @pytest.fixture(scope="module")
 def index(whole_report: Report) -> Path:
-    return whole_report.index
+    return whole_report.page
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ OUTSIDE = ("https://ui.perfetto.dev", "https://docs.pytorch.org/memory_viz")
 
 @pytest.fixture(scope="module")
 def written(whole_report: Report) -> Path:
-    return whole_report.index.parent
+    return whole_report.page.parent
 
 
 @pytest.fixture(scope="module")
