@@ -17,9 +17,9 @@ def make_sweep(
     *,
     top_k: int = 1,
     processes: int = 3,
-    budget_s: float = 60.0,
+    budget_s: float = 600.0,
     half_width: float = 0.99,
-    timeout_s: float = 5.0,
+    timeout_s: float = 60.0,
     isolate: bool = False,
 ) -> Sweep:
     cases = [

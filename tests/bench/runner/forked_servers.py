@@ -91,7 +91,7 @@ class Orphans:
     def __exit__(self, *_: object) -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
 
-    def all_end(self, within_s: float = 10.0) -> bool:
+    def all_end(self, within_s: float = 60.0) -> bool:
         """Whether every one of them ends by itself."""
         deadline_s = time.monotonic() + within_s
         while pids := self._now() - self._before:

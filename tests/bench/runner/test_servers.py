@@ -1,4 +1,3 @@
-import os
 import time
 from pathlib import Path
 
@@ -12,6 +11,10 @@ from bench.runner.servers import ForkServer, ServerLostError, count_oom_kills
 from bench.store.schema import Status
 from impls.spec import LayerSpec
 
+PATIENCE_S = 60.0
+"""For what must not be found silent, however busy the machine is."""
+SILENCE_S = 2.0
+"""For what must."""
 WORKLOAD = Workload(layer=LayerSpec(d_model=4, d_ff=4, num_experts=2, top_k=1), num_tokens=2)
 
 
@@ -28,7 +31,7 @@ def job(impl: str) -> QualifyJob:
         ("crash", Status.CRASHED, "SIGSEGV"),
         ("killed", Status.CRASHED, "SIGKILL"),
         ("kill_server", Status.CRASHED, "server process ended"),
-        ("hang", Status.TIMEOUT, "said nothing for 0.5 s while at: build"),
+        ("hang", Status.TIMEOUT, "said nothing for 2 s while at: build"),
         ("print_for_ever", Status.TIMEOUT, "said nothing"),
         ("announce_for_ever", Status.TIMEOUT, "did not get to an answer"),
         ("exit_0", Status.CRASHED, "exit code 0 and no answer"),
@@ -43,29 +46,30 @@ def job(impl: str) -> QualifyJob:
     ],
 )
 def test_whatever_a_worker_does_becomes_an_answer_and_the_next_one_works(
-    server: ForkServer, impl: str, status: Status, words: str
+    server: ForkServer, monkeypatch: pytest.MonkeyPatch, impl: str, status: Status, words: str
 ) -> None:
-    answer = server.execute(job(impl), silence_s=0.5)
+    monkeypatch.setattr("bench.runner.servers.MAX_SILENCES", 1.5)
+    answer = server.execute(job(impl), silence_s=SILENCE_S if status is Status.TIMEOUT else PATIENCE_S)
     assert (answer.status, words in answer.reason) == (status, True), answer.reason
     assert len(answer.reason) < 1000
     if status is not Status.OK:
         assert answer.case_id == ("" if impl == "announce_for_ever" else job(impl).case.id)
-    assert server.execute(job("ok"), silence_s=5).status is Status.OK
+    assert server.execute(job("ok"), silence_s=PATIENCE_S).status is Status.OK
 
 
 def test_a_worker_that_hangs_up_and_stays_is_ended(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.runner.servers.EXIT_TIMEOUT_S", 0.2)
-    assert server.execute(job("close"), silence_s=5).status is Status.CRASHED
+    assert server.execute(job("close"), silence_s=PATIENCE_S).status is Status.CRASHED
 
 
 def test_what_a_worker_leaves_running_ends_with_it(server: ForkServer, tmp_path: Path) -> None:
-    assert server.execute(job("straggler"), silence_s=5).status is Status.OK
+    assert server.execute(job("straggler"), silence_s=PATIENCE_S).status is Status.OK
     straggler = int((tmp_path / "trace.straggler").read_text())
-    assert ended_within(straggler, 5)
+    assert ends(straggler)
 
 
 def test_last_words_are_part_of_the_reason_and_harmless(server: ForkServer) -> None:
-    reason = server.execute(job("print_for_ever"), silence_s=0.3).reason
+    reason = server.execute(job("print_for_ever"), silence_s=SILENCE_S).reason
     assert "its last words: …yyy" in reason
 
 
@@ -74,7 +78,7 @@ def test_closing_ends_the_server(interrupt: Interrupt) -> None:
         server.start()
         assert server._process is not None
         pid = server._process.pid
-    assert ended_within(pid, 0.1)
+    assert ends(pid)
 
 
 def test_a_server_that_cannot_start_says_why(interrupt: Interrupt) -> None:
@@ -97,8 +101,8 @@ def test_oom_kills_are_read_from_the_kernel(tmp_path: Path) -> None:
     assert (count_oom_kills(vmstat), count_oom_kills(tmp_path / "absent")) == (3, 0)
 
 
-def ended_within(pid: int, seconds: float) -> bool:
-    deadline_s = time.monotonic() + seconds
+def ends(pid: int) -> bool:
+    deadline_s = time.monotonic() + 60
     while time.monotonic() < deadline_s:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -106,7 +110,6 @@ def ended_within(pid: int, seconds: float) -> bool:
             return True
         if state == "Z":
             return True
-        os.sched_yield()
         time.sleep(0.02)
     return False
 

@@ -27,7 +27,7 @@ class ThreePercentOff(Loop):
 class SlowToBuild(Loop):
     def __init__(self, spec: LayerSpec, weights: Weights) -> None:
         super().__init__(spec, weights)
-        time.sleep(0.3)
+        time.sleep(1.0)
 
 
 class SlowToPrepare(Loop):
