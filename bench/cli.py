@@ -118,6 +118,7 @@ def profile_(
     budget: str | None = None,
     operators: int = 8,
     nvtx: bool = False,
+    check_limits: bool = False,
     results: Path = RESULTS,
     quiet: bool = False,
 ) -> int:
@@ -131,12 +132,15 @@ def profile_(
         budget: Time for the timing before it, as in 90s.
         operators: How many operators to print of each implementation.
         nvtx: Mark calls and stages for Nsight, as `nsys profile --trace-fork-before-exec=true`; on a GPU only.
+        check_limits: Check what limits each, without a profiler, by pulling levers: more tokens, one expert's weights
+            for all, next to nothing to do, other threads, memory that is kept.
         results: Folder in which runs are kept; results by default.
         quiet: Show no progress.
     """
     from bench.profile_command import profile_command
 
-    given = (axes or Axes()).overrides(impl=impl, budget=budget, profile="true", nvtx="true" if nvtx else None)
+    flags = {"profile": "true", "check-limits": "true" if check_limits else None, "nvtx": "true" if nvtx else None}
+    given = (axes or Axes()).overrides(impl=impl, budget=budget, **flags)
     return profile_command(
         source,
         given,

@@ -191,6 +191,7 @@ class Measure(_Table):
         planted_slowdown: relative slowdown of the control's slowed twin, which the run must find.
         profile: whether every case is profiled, in a pass of its own after it was timed.
         nvtx: whether profiled calls are marked for NVIDIA's tools, on a GPU only.
+        check_limits: whether what limits the profiled cases is checked by pulling levers, in a pass after that.
         isolate: whether every implementation is timed in processes of its own, instead of in turns with the others.
     """
 
@@ -205,6 +206,7 @@ class Measure(_Table):
     planted_slowdown: Annotated[float, Field(strict=True, ge=0.001, lt=1)] = 0.05
     profile: Flag = False
     nvtx: Flag = False
+    check_limits: Flag = False
     isolate: Flag = False
 
 

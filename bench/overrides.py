@@ -20,6 +20,7 @@ SHORTCUTS = {
     "budget": "measure.budget",
     "profile": "measure.profile",
     "nvtx": "measure.nvtx",
+    "check-limits": "measure.check_limits",
     "isolate": "measure.isolate",
 }
 

@@ -11,6 +11,7 @@ from bench.analysis.model import Analysis
 from bench.commands import exit_code
 from bench.config import load_sweep
 from bench.errors import Exit
+from bench.limit_table import limit_table
 from bench.models import Selection
 from bench.runner.profiling import TRACES
 from bench.store.profiles import OperatorTime, Profile, StageTime
@@ -55,8 +56,13 @@ def profile_command(
         for kind, name in profile.traces.items():
             data().print(f"{kind}: {outcome.folder / TRACES / name}", markup=False, highlight=False)
         data().print()
+    if checked := _titles(analysis, analysis.limit_checks):
+        print_table(data(), limit_table(analysis.limit_checks, checked), title="what limits each, checked by levers")
     missing = [
         f"no profile of {title}: {analysis.not_profiled[i]}" for i, title in _titles(analysis, analysis.not_profiled)
+    ]
+    missing += [
+        f"no check of {title}: {analysis.not_checked[i]}" for i, title in _titles(analysis, analysis.not_checked)
     ]
     if not analysis.profiles and not missing:
         missing = ["nothing was profiled: no case of this sweep was found right and timed"]

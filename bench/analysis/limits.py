@@ -6,8 +6,9 @@ A profile's time is divided among five causes:
 * **memory** and **cache**: where an operator's bytes need longer than its arithmetic, what they need at the measured
   bandwidths. What was there before the call (weights, tokens) comes from the cache only where all of it, and the
   call's peak, are known to fit; what the call itself made, where the operator's own bytes do;
-* **host**: time in which no operator ran (Python, autograd, waiting for the next call), and what calling an operator
-  costs at all, which is read off the operators that only look at a tensor in another way;
+* **host**: time in which no operator ran (Python, autograd, giving memory back, waiting for the next call); what it
+  costs to call an operator at all, which is read off those that only look at a tensor in another way; and operators
+  whose work needs less than that;
 * **below the roof**: what is left. A kernel ran, and the machine could have done its work faster: products too small,
   shapes that fit the processor badly, memory touched for the first time.
 
@@ -37,6 +38,13 @@ from bench.store.profiles import OperatorTime, Profile
 
 NEAR = 0.25
 """Share of its time that a kernel spends at its roof at least, to be limited by that roof."""
+NEAR_READING = 0.1
+"""The same where the roof is main memory's and most of the bytes are weights.
+
+Bandwidth is measured on one long stretch with all threads. A product of few tokens reads one expert's weights, and
+those of small experts are read by one thread: at a sixth of that speed where levers (:mod:`bench.analysis.levers`) show
+that weights which come from the cache halve the time.
+"""
 
 ADVICE = {
     Limit.COMPUTE: "Only less arithmetic helps: a shorter number format, fewer or smaller experts per token.",
@@ -147,13 +155,17 @@ def _divide(row: OperatorTime, into: Division, speeds: _Speeds) -> None:
         Limit.CACHE: cache_s + memory_s if cache_s > memory_s else 0.0,
     }
     roof = max(needed, key=lambda limit: needed[limit])
+    if needed[roof] < speeds.calling_s * calls:
+        into.seconds[Limit.HOST] += time_s
+        return
     roof_s = min(time_s, needed[roof])
     called_s = min(time_s - roof_s, speeds.calling_s * calls)
     left_s = time_s - roof_s - called_s
     into.seconds[roof] += roof_s
     into.seconds[Limit.HOST] += called_s
     into.seconds[Limit.BELOW_ROOF] += left_s
-    if roof_s >= NEAR * (roof_s + left_s):
+    reading = roof is Limit.MEMORY and existing > moved / 2
+    if roof_s >= (NEAR_READING if reading else NEAR) * (roof_s + left_s):
         into.below[roof] += left_s
 
 

@@ -16,6 +16,7 @@ from bench.analysis.control import judge
 from bench.analysis.divisions import CaseLimit
 from bench.analysis.findings import gather
 from bench.analysis.frame import Timing, build_frame, percentiles
+from bench.analysis.levers import LimitCheck, Roofs, check_limit
 from bench.analysis.limits import find_limit
 from bench.analysis.model import Analysis
 from bench.analysis.roofline import Ceilings
@@ -24,6 +25,7 @@ from bench.analysis.statistics import latency_units
 from bench.analysis.unreached import not_run
 from bench.analysis.warnings import collect_warnings
 from bench.analysis.winners import find_winners
+from bench.cases import Workload
 from bench.store.log import read_run
 from bench.store.profiles import Profile
 from bench.store.schema import (
@@ -33,6 +35,7 @@ from bench.store.schema import (
     CeilingRecord,
     ControlRecord,
     EnergyRecord,
+    LimitCheckRecord,
     NoteRecord,
     ProfileRecord,
     RunInfo,
@@ -87,6 +90,8 @@ def analyse(info: RunInfo, records: Sequence[AnyRecord], faults: Sequence[str] =
         model=info.label,
     )
     profiles = {r.case_id: r.profile for r in records if isinstance(r, ProfileRecord) and r.profile is not None}
+    limits = _limits(profiles, cases, ceilings)
+    checks = _limit_checks(records, limits, cases, ceilings)
     return Analysis(
         info=info,
         frame=frame,
@@ -103,7 +108,9 @@ def analyse(info: RunInfo, records: Sequence[AnyRecord], faults: Sequence[str] =
         in_samples_fraction=in_samples_fraction(records) if finished else None,
         profiles=profiles,
         not_profiled={r.case_id: r.reason for r in records if isinstance(r, ProfileRecord) and r.profile is None},
-        limits=_limits(profiles, cases, ceilings),
+        limits=limits,
+        limit_checks={case_id: check for case_id, check in checks.items() if not isinstance(check, str)},
+        not_checked={case_id: check for case_id, check in checks.items() if isinstance(check, str)},
         routings={
             record.case.workload.id: record.qualified.routing
             for record in ok.values()
@@ -143,6 +150,36 @@ def _limits(
         if case_id in cases
     }
     return {case_id: limit for case_id, limit in found.items() if not isinstance(limit, str)}
+
+
+def _limit_checks(
+    records: Iterable[AnyRecord],
+    limits: Mapping[str, CaseLimit],
+    cases: Mapping[str, CaseRecord],
+    ceilings: Ceilings,
+) -> dict[str, LimitCheck | str]:
+    """The check of every case that it was asked for, or the reason why there is none."""
+    by_case: defaultdict[str, list[LimitCheckRecord]] = defaultdict(list)
+    for record in records:
+        if isinstance(record, LimitCheckRecord) and record.case_id in limits:
+            by_case[record.case_id].append(record)
+    found: dict[str, LimitCheck | str] = {}
+    for case_id, group in by_case.items():
+        workload = cases[case_id].case.workload
+        roofs = _roofs(ceilings, workload)
+        assert roofs is not None, "a limit is only named where there are roofs"
+        threads = group[0].other_threads
+        other = _roofs(ceilings, workload.model_copy(update={"threads": threads})) if threads else None
+        found[case_id] = check_limit(limits[case_id].whole, group, roofs, other)
+    return found
+
+
+def _roofs(ceilings: Ceilings, workload: Workload) -> Roofs | None:
+    roofs = ceilings.roofs(workload)
+    if isinstance(roofs, str):
+        return None
+    peak, memory, cache, _ = roofs
+    return Roofs(peak, memory, cache or memory)
 
 
 def _rankable(cases: Iterable[CaseRecord], timings: dict[str, Timing]) -> dict[str, dict[str, float]]:

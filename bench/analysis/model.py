@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from bench.analysis.divisions import CaseLimit
     from bench.analysis.findings import Found
+    from bench.analysis.levers import LimitCheck
     from bench.store.profiles import Profile
     from bench.store.qualified import RoutingFacts
     from bench.store.schema import RunInfo
@@ -169,6 +170,8 @@ class Analysis:
         profiles: by case id, where time, memory and operations go; empty where none was asked for.
         not_profiled: by case id, why there is no profile though one was asked for.
         limits: by case id, what limits the profiled cases.
+        limit_checks: by case id, whether levers name the same limit.
+        not_checked: by case id, why that is not known though it was asked for.
         routings: by workload id, the routing that happened, where the workload is routed.
         cache_bytes: by ``(device, threads)``, what is known to fit the last-level cache.
         folder: where the run was read from; None where it came from no folder.
@@ -188,6 +191,8 @@ class Analysis:
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     not_profiled: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, CaseLimit] = field(default_factory=dict)
+    limit_checks: Mapping[str, LimitCheck] = field(default_factory=dict)
+    not_checked: Mapping[str, str] = field(default_factory=dict)
     routings: Mapping[str, RoutingFacts] = field(default_factory=dict)
     cache_bytes: Mapping[tuple[str, int], int] = field(default_factory=dict)
     folder: Path | None = None

@@ -70,6 +70,7 @@ def sample_rounds(
     max_rounds: int,
     overrun_s: float | None = None,
     cold: bool = False,
+    before: Callable[[str], None] | None = None,
     announce: Announce,
 ) -> dict[str, Arm]:
     """Warm up and time every arm; entry ``i`` of every arm's ``latency_s`` is from round ``i``.
@@ -83,6 +84,7 @@ def sample_rounds(
         max_rounds: rounds made at most.
         overrun_s: ``min_rounds`` are given up when this much more than the budget is spent; one round is always made.
         cold: flush the caches before every sample, outside of its time. A cold sample is always a single call.
+        before: called with the arm before every sample, outside of its time.
         announce: told ``(arm, what)`` before an arm's first call, ``("", "rounds")`` before the rounds, and the arm
             before each of its samples that takes :data:`ANNOUNCED_SAMPLE_S` or more. Never called within a sample.
 
@@ -90,19 +92,26 @@ def sample_rounds(
         ArmError: a call raised.
     """
     overrun_s = math.inf if overrun_s is None else overrun_s
-    return _Sampler(arms, device, random.Random(order_seed), cold, announce).sample(
+    return _Sampler(arms, device, random.Random(order_seed), cold, before, announce).sample(
         time_budget_s, overrun_s, min_rounds, max_rounds
     )
 
 
 class _Sampler:
     def __init__(
-        self, arms: Mapping[str, Call], device: Device, order: random.Random, cold: bool, announce: Announce
+        self,
+        arms: Mapping[str, Call],
+        device: Device,
+        order: random.Random,
+        cold: bool,
+        before: Callable[[str], None] | None,
+        announce: Announce,
     ) -> None:
         self.arms = arms
         self.device = device
         self.order = order
         self.cold = cold
+        self.before = before
         self.announce = announce
         self.inner_calls = dict.fromkeys(arms, 1)
         self.announced: set[str] = set()  # arms slow enough to be announced before each sample
@@ -148,9 +157,11 @@ class _Sampler:
         return self._per_call(name, reader()).device_s
 
     def _issue(self, name: str) -> Callable[[], Timing]:
-        if self.cold:
-            self.device.flush_cache()
         try:
+            if self.before is not None:
+                self.before(name)
+            if self.cold:
+                self.device.flush_cache()
             return self.device.sample(self.arms[name], self.inner_calls[name])
         except Exception as error:
             raise ArmError(name) from error

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from bench.cases import Case, Workload
 from bench.conformance.battery import Probe
+from bench.store.levers import Lever, Work
 from bench.store.profiles import Profile
 from bench.store.qualified import Qualified
 from bench.store.schema import Arm, Disturbance, EnergyReading, Status
@@ -137,6 +138,26 @@ class ProfileJob(_Message):
     nvtx: bool = False
 
 
+class LimitCheckJob(_Message):
+    """Time a case beside variants of it in which one lever is pulled (:data:`bench.store.levers.LEVERS`).
+
+    Attributes:
+        case: whose limit is checked.
+        folder: the workload's files.
+        order_seed, time_budget_s, min_rounds, max_rounds: as in :class:`TimeJob`.
+        other_threads: how many the lever ``threads`` takes; None pulls no such lever.
+    """
+
+    job: Literal["limit_check"] = "limit_check"
+    case: Case
+    folder: str
+    order_seed: int
+    time_budget_s: float
+    min_rounds: int = 5
+    max_rounds: int = 200
+    other_threads: int | None = None
+
+
 class ConformJob(_Message):
     """Check an implementation with probes of the conformance battery.
 
@@ -187,6 +208,7 @@ Job = Annotated[
     | CeilingJob
     | EnergyJob
     | ProfileJob
+    | LimitCheckJob
     | ConformJob
     | RefereeJob,
     Field(discriminator="job"),
@@ -223,6 +245,7 @@ class Answer(_Message):
         energy: EnergyJob: the fields of an :class:`~bench.store.schema.EnergyRecord`, without its common ones.
         materialised_bytes: MaterialiseJob: size of the files.
         profile: ProfileJob.
+        work, gaps: LimitCheckJob: what every variant has to do, and which could not be made; its samples are ``arms``.
     """
 
     kind: Literal["answer"] = "answer"
@@ -240,6 +263,8 @@ class Answer(_Message):
     energy: EnergyReading | None = None
     materialised_bytes: int | None = None
     profile: Profile | None = None
+    work: dict[Lever, Work] = Field(default_factory=dict)
+    gaps: dict[Lever, str] = Field(default_factory=dict)
 
 
 WorkerMessage = Annotated[Announce | Answer, Field(discriminator="kind")]

@@ -24,6 +24,7 @@ from bench.gpus import in_use
 from bench.runner.energy import EnergyPass
 from bench.runner.fleet import Fleet
 from bench.runner.interrupt import Interrupt, Interrupted
+from bench.runner.limit_checks import check_limits
 from bench.runner.lock import only_run
 from bench.runner.profiling import profile_cases
 from bench.runner.progress import Progress
@@ -140,6 +141,9 @@ def _measure(session: Session, *, resumed: bool) -> None:
         energy.run()
         if session.sweep.measure.profile:
             profile_cases(session)
+        if session.sweep.measure.check_limits:
+            with Fleet(session.new_server, environment.usable_cores()) as fleet:
+                check_limits(session, fleet)
         _note_end(session, timing, energy)
     except Interrupted as signal:
         session.note("interrupted", f"stopped by {signal}")

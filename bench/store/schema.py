@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from bench.cases import Case
 from bench.plain_text import Line, one_line
+from bench.store.levers import Lever, Work
 from bench.store.profiles import Profile
 from bench.store.qualified import Qualified
 
@@ -259,6 +260,42 @@ class ProfileRecord(Record):
         return self
 
 
+class LimitCheckRecord(Record):
+    """A case beside variants of it in which one lever is pulled, in one process, or the reason why there are none.
+
+    Attributes:
+        case_id: the case.
+        replicate: as in :class:`SamplesRecord`.
+        arms: samples by lever, ``base`` among them; those of ``pages`` were taken after the others, in no rounds.
+        work: what every variant has to do.
+        gaps: levers that could not be pulled, and why.
+        other_threads: how many the lever ``threads`` took.
+        reason: ``status: sentence`` where there is nothing.
+        wall_s: seconds from the request to the answer.
+    """
+
+    kind: Literal["limit_check"] = "limit_check"
+    case_id: str
+    replicate: int = Field(ge=0)
+    arms: dict[Lever, Arm] = Field(default_factory=dict)
+    work: dict[Lever, Work] = Field(default_factory=dict)
+    gaps: dict[Lever, Line] = Field(default_factory=dict)
+    other_threads: int | None = None
+    reason: Line = ""
+    wall_s: float = 0.0
+
+    @model_validator(mode="after")
+    def _nothing_has_reason(self) -> LimitCheckRecord:
+        if bool(self.arms) == bool(self.reason):
+            raise ValueError("a check is either there or has a reason")
+        if self.arms and not ({"base"} <= self.arms.keys() and {"base"} <= self.work.keys()):
+            raise ValueError("a check without its base says nothing")
+        rounds = {len(arm.latency_s) for lever, arm in self.arms.items() if lever != "pages"}
+        if len(rounds) > 1:
+            raise ValueError("levers of one process have different numbers of rounds")
+        return self
+
+
 class NoteRecord(Record):
     """Something about the whole run that a reader must know: an interruption, an exhausted budget, the end.
 
@@ -275,7 +312,14 @@ class NoteRecord(Record):
 
 
 AnyRecord = Annotated[
-    CaseRecord | SamplesRecord | ControlRecord | CeilingRecord | EnergyRecord | ProfileRecord | NoteRecord,
+    CaseRecord
+    | SamplesRecord
+    | ControlRecord
+    | CeilingRecord
+    | EnergyRecord
+    | ProfileRecord
+    | LimitCheckRecord
+    | NoteRecord,
     Field(discriminator="kind"),
 ]
 record_adapter: TypeAdapter[AnyRecord] = TypeAdapter(AnyRecord)

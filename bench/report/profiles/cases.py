@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.analysis.divisions import CaseLimit
+from bench.analysis.levers import LimitCheck
 from bench.analysis.model import Estimate
+from bench.limit_table import check_sentence
 from bench.report.slices import evenly
 from bench.report.style import Look
 from bench.report.view import View, without_paths
@@ -64,6 +66,7 @@ class Profiled:
         workload: words that tell its workload from the others.
         profile: what was recorded.
         limit: what limits it; None where the run has no ceilings for it.
+        check: whether levers name the same limit; None where that was not asked for.
         latency: as timed, with its interval; None where it was not timed.
         roofs: None where the run has none for it.
         tokens_per_expert: assignments that each expert kept; empty for what does not route.
@@ -76,6 +79,7 @@ class Profiled:
     workload: str
     profile: Profile
     limit: CaseLimit | None
+    check: LimitCheck | None
     latency: Estimate | None
     roofs: Roofs | None
     tokens_per_expert: Sequence[int]
@@ -111,6 +115,7 @@ def profiled_cases(view: View) -> list[Profiled]:
                 workload=view.workloads[row["workload_id"]],
                 profile=profile,
                 limit=analysis.limits.get(row["case_id"]),
+                check=analysis.limit_checks.get(row["case_id"]),
                 latency=Estimate(row["latency_s"], row["latency_low_s"], row["latency_high_s"]) if timed else None,
                 roofs=_roofs(view, row, profile),
                 tokens_per_expert=facts.tokens_per_expert if facts is not None else [],
@@ -167,4 +172,5 @@ def limit_sentence(case: Profiled) -> str:
         if case.disturbed
         else ""
     )
-    return without_paths(case.limit.sentence) + doubt
+    checked = f" {check_sentence(case.check)}" if case.check is not None else ""
+    return without_paths(case.limit.sentence) + doubt + checked

@@ -12,6 +12,7 @@ from bench.runner.jobs.conform import conform
 from bench.runner.jobs.control import time_control
 from bench.runner.jobs.energy import measure_energy_job
 from bench.runner.jobs.failures import failed
+from bench.runner.jobs.limits import check_limit
 from bench.runner.jobs.materialise import materialise
 from bench.runner.jobs.profile import profile_case
 from bench.runner.jobs.qualify import qualify
@@ -26,6 +27,7 @@ from bench.runner.protocol import (
     ControlJob,
     EnergyJob,
     Job,
+    LimitCheckJob,
     MaterialiseJob,
     ProfileJob,
     QualifyJob,
@@ -67,6 +69,8 @@ def perform(job: Job, announce: Callable[[Announce], None]) -> Answer:
                 return measure_energy_job(job, announce)
             case ProfileJob():
                 return profile_case(job, announce)
+            case LimitCheckJob():
+                return check_limit(job, announce)
             case RefereeJob():
                 return judge_results(job, announce)
     except Exception as error:  # noqa: BLE001 - implementations are foreign code: what they raise is the row's reason

@@ -92,10 +92,24 @@ def test_time_without_an_operator_is_the_hosts_less_what_the_profiler_costs() ->
 
 def test_calling_operators_is_the_hosts_too() -> None:
     views = operator(100e-6, calls=100, moved_bytes=0)
-    adds = operator(110e-6, calls=100, moved_bytes=100)
+    adds = operator(400e-6, calls=100, moved_bytes=round(200e-6 * CACHE))
     found = limit(views, adds)
-    assert found.whole.limit is Limit.HOST
     assert found.whole.seconds[Limit.HOST] == pytest.approx(200e-6)
+
+
+def test_operators_whose_work_needs_less_than_calling_them_are_the_hosts() -> None:
+    found = limit(operator(100e-6, calls=100, moved_bytes=0), operator(900e-6, calls=100, moved_bytes=100))
+    assert (found.whole.limit, found.whole.share) == (Limit.HOST, pytest.approx(1.0))
+
+
+def test_weights_from_memory_are_memorys_limit_further_from_its_roof_than_what_is_made() -> None:
+    read = {"flops": 1, "moved_bytes": 10**9}
+    weights = limit(operator(0.8, existing_bytes=10**9, **read), weights=10**9)
+    made = limit(operator(0.8, existing_bytes=0, **read))
+    assert weights.whole.limit is Limit.MEMORY
+    assert made.whole.limit is Limit.BELOW_ROOF
+    slow = limit(operator(1.2, existing_bytes=10**9, **read), weights=10**9)
+    assert slow.whole.limit is Limit.BELOW_ROOF
 
 
 def test_the_causes_add_up_to_the_time() -> None:

@@ -21,12 +21,14 @@ from bench.runner.protocol import (
     ControlJob,
     EnergyJob,
     Job,
+    LimitCheckJob,
     MaterialiseJob,
     ProfileJob,
     QualifyJob,
     TimeJob,
     TruthJob,
 )
+from bench.store.levers import Work
 from bench.store.profiles import Profile
 from bench.store.qualified import Qualified
 from bench.store.schema import Arm, EnergyReading, Status
@@ -63,11 +65,16 @@ def perform(job: Job, announce: Callable[[Announce], None]) -> Answer:
             announce(Announce(case_id=job.case.id, what="profile"))
             misbehave(job.case.impl, "profile")
             return Answer(profile=PROFILE)
+        case LimitCheckJob():
+            announce(Announce(case_id=job.case.id, what="levers"))
+            misbehave(job.case.impl, "check")
+            return Answer(arms={"base": ARM}, work={"base": Work(flops=1, moved_bytes=1, existing_bytes=0)})
         case EnergyJob():
             return Answer(energy=EnergyReading(reason="not_supported: this machine has no meter"))
     raise ValueError(f"there is no fake of a {job.job} job")
 
 
+ARM = Arm(latency_s=[SECONDS_A_ROUND], warmup_s=[])
 PROFILE = Profile(calls=1, plain_s=1e-3, whole_s=2e-3, stages=[], experts=[], operators=[])
 QUALIFIED = Qualified(
     relative_error=0.0,

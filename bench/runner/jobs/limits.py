@@ -1,0 +1,96 @@
+"""Times a case beside variants of it in which one lever is pulled, in interleaved rounds of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from bench.measure.device import Call, Device, open_device
+from bench.measure.latency import ArmError, sample_rounds
+from bench.measure.pages import keep_pages
+from bench.profiling.measure import count
+from bench.runner.jobs.building import build_case
+from bench.runner.jobs.failures import failed
+from bench.runner.jobs.levers import own_memory, pulled
+from bench.runner.jobs.profile import make_step
+from bench.runner.jobs.shared import Shared, make_call, open_shared
+from bench.runner.protocol import Announce, Answer, LimitCheckJob
+from bench.store.levers import LEVERS, Lever, Work
+from bench.store.schema import Arm
+from impls.layer import MoELayer, Unsupported
+
+
+def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Answer:
+    """The samples of the case and its variants, what each has to do, and which could not be made.
+
+    Before every sample its variant is called once, untimed: threads are settled and caches hold what its own last call
+    left there, as when it is timed alone.
+    """
+    case, workload = job.case, job.case.workload
+    announce(Announce(case_id=case.id, what="build"))
+    device = open_device(workload.device, workload.threads)
+    stored = open_shared(workload, Path(job.folder), device.torch_device)
+    base = own_memory(stored)
+    arms: dict[str, Call] = {}
+    work: dict[Lever, Work] = {}
+    gaps: dict[Lever, str] = {}
+    for lever in LEVERS:
+        if lever == "pages":
+            continue  # the case itself, after everything else: it cannot be undone
+        if lever == "threads" and not job.other_threads:
+            gaps[lever] = "there is no other number of threads to try here"
+            continue
+        try:
+            shared = pulled(base, lever)
+            layer = build_case(case.model_copy(update={"workload": shared.workload}), shared)
+            arms[lever] = make_call(layer, shared)
+            if lever != "threads":
+                announce(Announce(case_id=case.id, what="count"))
+                work[lever] = _work(layer, shared, device)
+        except Unsupported as error:
+            gaps[lever] = error.reason
+        except Exception as error:  # noqa: BLE001 - foreign code: what it raises is this row's reason
+            if lever == "base":
+                return failed(error, case)
+            arms.pop(lever, None)
+            gaps[lever] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+
+    def settle(arm: str) -> None:
+        torch.set_num_threads(job.other_threads if arm == "threads" and job.other_threads else workload.threads)
+        arms[arm]()
+
+    def sampled(names: Iterable[str], share: float) -> dict[str, Arm]:
+        return sample_rounds(
+            {name: arms[name] for name in names},
+            device,
+            order_seed=job.order_seed,
+            time_budget_s=share * job.time_budget_s,
+            overrun_s=share * job.time_budget_s,
+            min_rounds=job.min_rounds,
+            max_rounds=job.max_rounds,
+            cold=workload.cache == "cold",
+            before=settle,
+            announce=lambda arm, what: announce(Announce(case_id=case.id, what=f"{what} {arm}".strip())),
+        )
+
+    try:
+        samples = sampled(list(arms), 1.0)
+        if workload.device == "cpu" and keep_pages():
+            arms["pages"] = arms["base"]
+            samples |= sampled(["pages"], 1 / len(arms))
+        else:
+            gaps["pages"] = "there is no such memory here, or the C library cannot be told to keep it"
+    except ArmError as error:
+        return failed(error.__cause__ or error, case)
+    return Answer(arms=samples, work=work, gaps=gaps)
+
+
+def _work(layer: MoELayer, shared: Shared, device: Device) -> Work:
+    entries = count(make_step(layer, shared, device)).ledger.entries
+    return Work(
+        flops=sum(entry.flops or 0 for entry in entries),
+        moved_bytes=sum(entry.moved_bytes for entry in entries),
+        existing_bytes=sum(entry.existing_bytes for entry in entries),
+    )

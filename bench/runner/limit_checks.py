@@ -1,0 +1,110 @@
+"""The pass that checks what limits the profiled cases, by pulling levers: after the profiles, in several processes."""
+
+from __future__ import annotations
+
+import random
+import time
+
+from bench import environment
+from bench.cases import Case, Workload
+from bench.runner import schedule
+from bench.runner.fleet import Fleet
+from bench.runner.protocol import CeilingJob, LimitCheckJob
+from bench.runner.servers import ForkServer
+from bench.runner.session import Session, short_name
+from bench.store.schema import CeilingRecord, LimitCheckRecord, ProfileRecord, Status
+
+PROCESSES = 6
+"""As few as a t interval is still of use with: a share has to be told from another, not from itself within 1 %."""
+CASE_BUDGET_S = 0.5
+CEILING_S = 0.5
+
+
+def check_limits(session: Session, fleet: Fleet) -> None:
+    """Time every profiled case beside its variants, in each of :data:`PROCESSES` processes.
+
+    Like the profiles it is no part of the budget.
+    """
+    profiled = {record.case_id for record in session.of_kind(ProfileRecord) if record.profile is not None}
+    cases = [
+        case
+        for found in session.qualified().values()
+        for case in found
+        if case.id in profiled and case.compile == "none"  # every variant would be compiled anew
+    ]
+    done = {(record.case_id, record.replicate) for record in session.of_kind(LimitCheckRecord)}
+    for replicate in range(PROCESSES):
+        todo = [case for case in cases if (case.id, replicate) not in done]
+        if not todo:
+            continue
+        random.Random(f"{session.sweep.seed}/{replicate}/limits").shuffle(todo)
+        with fleet.take(PROCESSES - replicate) as server:
+            _ceilings(session, server, todo, replicate)
+            for number, case in enumerate(todo):
+                left = len(todo) - number + len(cases) * (PROCESSES - replicate - 1)
+                session.update("check limits", short_name(case), 2 * CASE_BUDGET_S * left)
+                _check(session, server, case, replicate)
+
+
+def other_threads(workload: Workload) -> int | None:
+    """Half the threads, or two of one; None where that is no other number, or beside the point."""
+    if workload.device != "cpu":
+        return None
+    wanted = workload.threads // 2 or 2
+    return wanted if wanted <= environment.usable_cores() else None
+
+
+def _check(session: Session, server: ForkServer, case: Case, replicate: int) -> None:
+    start_s = time.monotonic()
+    failed = session.make_files(server, case.workload, [])
+    if failed is not None:
+        session.record(
+            LimitCheckRecord, case_id=case.id, replicate=replicate, reason=f"{failed.status}: {failed.reason}"
+        )
+        return
+    job = LimitCheckJob(
+        case=case,
+        folder=str(session.scratch.folder(case.workload)),
+        order_seed=random.Random(f"{session.sweep.seed}/{replicate}/{case.id}").getrandbits(31),
+        time_budget_s=CASE_BUDGET_S,
+        other_threads=other_threads(case.workload),
+    )
+    answer = server.execute(job, session.patience_s(case) + CASE_BUDGET_S)
+    fields = {"case_id": case.id, "replicate": replicate, "wall_s": time.monotonic() - start_s}
+    if answer.status is Status.OK and answer.arms is not None:
+        session.record(
+            LimitCheckRecord,
+            arms=answer.arms,
+            work=answer.work,
+            gaps=answer.gaps,
+            other_threads=job.other_threads,
+            **fields,
+        )
+    else:
+        session.record(LimitCheckRecord, reason=f"{answer.status}: {answer.reason}", **fields)
+
+
+def _ceilings(session: Session, server: ForkServer, cases: list[Case], replicate: int) -> None:
+    """What the machine can do with the other number of threads, as often as with the case's own."""
+    if replicate >= schedule.NUM_CEILING_REPLICATES:
+        return
+    known = {(r.what, r.device, r.dtype, r.threads, r.replicate) for r in session.of_kind(CeilingRecord)}
+    wanted = set()
+    for workload in {case.workload.id: case.workload for case in cases}.values():
+        if threads := other_threads(workload):
+            wanted |= {("matmul", workload.device, workload.dtype, threads)}
+            wanted |= {(what, workload.device, "float32", threads) for what in ("memory", "cache")}
+    for what, device, dtype, threads in sorted(wanted):
+        if (what, device, dtype, threads, replicate) in known:
+            continue
+        fields = {"what": what, "device": device, "dtype": dtype, "threads": threads}
+        job = CeilingJob.model_validate(fields | {"time_budget_s": CEILING_S})
+        answer = server.execute(job, session.sweep.measure.timeout_s)
+        if answer.status is Status.OK:
+            session.record(
+                CeilingRecord,
+                replicate=replicate,
+                per_s=answer.per_s,
+                working_set_bytes=answer.working_set_bytes,
+                **fields,
+            )

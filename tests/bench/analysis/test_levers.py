@@ -1,0 +1,148 @@
+"""Checks of limits, on cases whose limit is planted: each is found, and a wrong name is refuted."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.analysis.divisions import Division, Limit
+from bench.analysis.levers import Agreement, LimitCheck, Roofs, check_limit, judge, predict, responses, shares_by_levers
+from bench.limit_table import check_sentence, limit_table
+from bench.store.levers import Lever, Work
+from bench.store.schema import Arm, LimitCheckRecord
+
+ROOFS = Roofs(peak=1e12, memory=1e10, cache=1e11)
+OTHER = Roofs(peak=5e11, memory=8e9, cache=6e10)
+BASE = Work(flops=10**9, moved_bytes=11_000_000, existing_bytes=10_000_000)
+WORK: dict[Lever, Work] = {
+    "base": BASE,
+    "tokens": Work(flops=2 * 10**9, moved_bytes=12_000_000, existing_bytes=10_000_000),
+    "one_expert": BASE,
+    "tiny": Work(flops=10**6, moved_bytes=11_000, existing_bytes=10_000),
+}
+PLANTED: dict[Limit, tuple[float, dict[Lever, float]]] = {
+    # twice the peak's time, that of the bytes, and times that nothing explains
+    Limit.COMPUTE: (2e-3, {"tokens": 2.0, "one_expert": 1.0, "tiny": 0.001, "threads": 2.0, "pages": 1.0}),
+    Limit.MEMORY: (1e-3, {"tokens": 1.0, "one_expert": 0.1, "tiny": 0.001, "threads": 1.25, "pages": 1.0}),
+    Limit.HOST: (5e-2, {"tokens": 1.0, "one_expert": 1.0, "tiny": 1.0, "threads": 1.0, "pages": 1.0}),
+    Limit.BELOW_ROOF: (5e-2, {"tokens": 1.0, "one_expert": 1.0, "tiny": 0.001, "threads": 1.4, "pages": 0.3}),
+}
+
+
+def division(**shares: float) -> Division:
+    found = Division("", "")
+    for name, share in shares.items():
+        found.seconds[Limit[name]] = share
+    return found
+
+
+def records(
+    ratios: dict[Lever, float], base_s: float, *, noise: float = 0.01, work: dict[Lever, Work] | None = None
+) -> list[LimitCheckRecord]:
+    """Six processes of three rounds in which levers do what they are said to, give or take ``noise``."""
+    generator = np.random.default_rng(0)
+
+    def arm(ratio: float) -> Arm:
+        return Arm(latency_s=(base_s * ratio * np.exp(generator.normal(0, noise, 3))).tolist(), warmup_s=[])
+
+    return [
+        LimitCheckRecord(
+            environment_hash="e", unix_time_s=0.0, case_id="c", replicate=replicate, work=work or WORK,
+            arms={"base": arm(1.0)} | {lever: arm(ratio) for lever, ratio in ratios.items()}, other_threads=1,
+        )
+        for replicate in range(6)
+    ]  # fmt: skip
+
+
+def checked(named: Limit, planted: Limit) -> LimitCheck:
+    base_s, ratios = PLANTED[planted]
+    found = check_limit(division(**{named.name: 1.0}), records(ratios, base_s), ROOFS, OTHER)
+    assert isinstance(found, LimitCheck)
+    return found
+
+
+@pytest.mark.parametrize("limit", PLANTED, ids=lambda limit: limit.name)
+def test_a_planted_limit_is_found(limit: Limit) -> None:
+    found = checked(limit, limit)
+    assert found.agreement is Agreement.AGREES
+    assert found.by_levers[limit].low > 0.9
+    assert {pulled.lever for pulled in found.levers} == {"tokens", "one_expert", "tiny", "threads", "pages"}
+
+
+@pytest.mark.parametrize("limit", PLANTED, ids=lambda limit: limit.name)
+def test_a_wrong_name_is_refuted(limit: Limit) -> None:
+    for wrong in PLANTED.keys() - {limit}:
+        assert checked(wrong, limit).agreement is Agreement.DISAGREES
+
+
+def test_the_cache_is_not_told_from_arithmetic() -> None:
+    assert checked(Limit.CACHE, Limit.COMPUTE).agreement is Agreement.CANNOT_TELL
+
+
+def test_two_equal_shares_name_nothing() -> None:
+    units = {limit: np.zeros(6) for limit in Limit}
+    units[Limit.HOST] = np.array([0.45, 0.55, 0.48, 0.52, 0.44, 0.56])
+    units[Limit.MEMORY] = 1 - units[Limit.HOST]
+    assert judge(Limit.HOST, units) is Agreement.CANNOT_TELL
+    assert judge(Limit.COMPUTE, units) is Agreement.DISAGREES
+
+
+def test_time_that_follows_the_work_far_below_the_peak_is_below_the_roof() -> None:
+    _, ratios = PLANTED[Limit.COMPUTE]
+    near, far = (shares_by_levers(ratios, base_s, WORK, ROOFS) for base_s in (2e-3, 2e-2))
+    assert near[Limit.COMPUTE] == pytest.approx(1.0, abs=0.01)
+    assert far[Limit.BELOW_ROOF] == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_rest_that_writes_at_memorys_speed_is_memorys() -> None:
+    written = {lever: one.model_copy(update={"moved_bytes": one.moved_bytes + 10**8}) for lever, one in WORK.items()}
+    written["tiny"] = WORK["tiny"]
+    ratios: dict[Lever, float] = {"tokens": 1.0, "one_expert": 1.0, "tiny": 0.001}
+    assert shares_by_levers(ratios, 1.2e-2, written, ROOFS)[Limit.MEMORY] == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_prediction_is_a_range_where_time_is_below_the_roof() -> None:
+    shares = {Limit.COMPUTE: 0.5, Limit.BELOW_ROOF: 0.5}
+    assert predict(shares, responses("tokens", WORK, ROOFS, OTHER)) == pytest.approx((1.5, 2.0))
+    assert predict(shares, responses("threads", WORK, ROOFS, OTHER)) == pytest.approx((1.5, 2.0))
+    assert predict(shares, responses("pages", WORK, ROOFS, OTHER)) == pytest.approx((0.5, 1.0))
+    assert predict({Limit.MEMORY: 1.0}, responses("one_expert", WORK, ROOFS, OTHER)) == pytest.approx((2 / 11,) * 2)
+
+
+def test_what_lies_outside_of_a_prediction_is_marked() -> None:
+    found = checked(Limit.HOST, Limit.COMPUTE)
+    marked = {pulled.lever for pulled in found.levers if not pulled.as_predicted}
+    assert marked == {"tokens", "tiny", "threads"}
+    table = limit_table({"c": found}, [("c", "loop")])
+    assert {row[4] for row in table.rows if row[6].endswith("*")} == marked
+    assert table.rows[0][:2] == ["loop", "host 100%"]
+
+
+def test_weights_that_are_copied_first_make_no_lever() -> None:
+    base_s, ratios = PLANTED[Limit.MEMORY]
+    copied = WORK | {"one_expert": BASE.model_copy(update={"moved_bytes": 2 * BASE.moved_bytes})}
+    found = check_limit(division(MEMORY=1.0), records(ratios, base_s, work=copied), ROOFS, OTHER)
+    assert isinstance(found, LimitCheck)
+    assert found.agreement is Agreement.CANNOT_TELL
+    assert "copies weights" in found.gaps["one_expert"]
+    assert "one_expert" not in {pulled.lever for pulled in found.levers}
+
+
+def test_without_a_process_there_is_a_reason() -> None:
+    failed = LimitCheckRecord(environment_hash="e", unix_time_s=0.0, case_id="c", replicate=0, reason="crashed: why")
+    assert check_limit(division(HOST=1.0), [failed], ROOFS, None) == "crashed: why"
+
+
+@settings(deadline=None)
+@given(st.floats(0.05, 4.0), st.floats(0.05, 2.0), st.floats(0.001, 1.5))
+def test_shares_are_shares_whatever_was_measured(tokens: float, one_expert: float, tiny: float) -> None:
+    found = shares_by_levers({"tokens": tokens, "one_expert": one_expert, "tiny": tiny}, 1e-3, WORK, ROOFS)
+    assert all(share >= 0 for share in found.values())
+    assert sum(found.values()) >= 1 - 1e-9
+
+
+def test_a_sentence_says_what_each_lever_did() -> None:
+    text = check_sentence(checked(Limit.MEMORY, Limit.MEMORY))
+    assert text.startswith("Checked without the profiler, by levers, which agree: memory ")
+    assert "one_expert x0.10 [" in text
+    assert "predicted x0.18" in text

@@ -1,0 +1,71 @@
+"""The pass of a sweep that checks limits: what fails costs its own check only, and a resumed run repeats nothing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_sweep import make_sweep
+
+from bench.config import Sweep
+from bench.runner.limit_checks import other_threads
+from bench.runner.progress import Silent
+from bench.runner.sweep import run_sweep
+from bench.store.log import read_run
+from bench.store.schema import CaseRecord, LimitCheckRecord
+
+PROCESSES = 2
+
+
+def checked_sweep(impls: list[str]) -> Sweep:
+    sweep = make_sweep(impls, 1)
+    return replace(sweep, measure=sweep.measure.model_copy(update={"profile": True, "check_limits": True}))
+
+
+def run(sweep: Sweep, tmp_path: Path, resume: Path | None = None) -> Path:
+    return run_sweep(
+        sweep, results=tmp_path / "results", command=["fake"], progress=Silent(), resume=resume, jobs="fake_jobs"
+    ).folder
+
+
+def checks_of(folder: Path) -> list[tuple[str, int, str]]:
+    records = read_run(folder).records
+    names = {record.case_id: record.case.impl for record in records if isinstance(record, CaseRecord)}
+    found = [record for record in records if isinstance(record, LimitCheckRecord)]
+    return sorted((names[record.case_id], record.replicate, record.reason.partition(":")[0]) for record in found)
+
+
+@pytest.fixture(autouse=True)
+def _few_processes_and_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("bench.runner.limit_checks.PROCESSES", PROCESSES)
+
+
+def test_every_profiled_case_is_checked_once_a_process_and_a_resumed_run_repeats_nothing(tmp_path: Path) -> None:
+    sweep = checked_sweep(["ok", "crash@check", "crash@profile"])
+    folder = run(sweep, tmp_path)
+    wanted = [("crash@check", 0, "crashed"), ("crash@check", 1, "crashed"), ("ok", 0, ""), ("ok", 1, "")]
+    assert checks_of(folder) == wanted
+    log = folder / "measurements.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    last = max(number for number, line in enumerate(lines) if json.loads(line)["kind"] == "limit_check")
+    log.write_text("".join(lines[:last]))
+    run(sweep, tmp_path, resume=folder)
+    assert checks_of(folder) == wanted
+
+
+def test_no_limit_is_checked_unasked(tmp_path: Path) -> None:
+    assert checks_of(run(make_sweep(["ok"], 1), tmp_path)) == []
+
+
+def test_the_other_number_of_threads_is_half_or_two_and_never_more_than_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workload = make_sweep(["ok"], 1).cases[0].workload
+    monkeypatch.setattr("bench.environment.usable_cores", lambda: 8)
+    counts = {threads: other_threads(workload.model_copy(update={"threads": threads})) for threads in (1, 2, 3, 8)}
+    assert counts == {1: 2, 2: 1, 3: 1, 8: 4}
+    monkeypatch.setattr("bench.environment.usable_cores", lambda: 1)
+    assert other_threads(workload.model_copy(update={"threads": 1})) is None
