@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.analysis.divisions import Limit
+from bench.analysis.levers import Agreement
 from bench.analysis.limits import NOUNS
 from bench.report.figures.experts import expert_sentence, expert_times
 from bench.report.profiles.cases import Profiled
@@ -57,9 +58,14 @@ def _limits(group: Sequence[Profiled]) -> str:
     """Who is limited by what, as in ``grouped and einsum by arithmetic; loop by the host``."""
     by_limit = {limit: [case for case in group if case.limit and case.limit.whole.limit == limit] for limit in Limit}
     parts = [
-        f"{_listed([case.impl for case in cases])} by {NOUNS[limit]}" for limit, cases in by_limit.items() if cases
+        f"{_listed([_named(case) for case in cases])} by {NOUNS[limit]}" for limit, cases in by_limit.items() if cases
     ]
     return f"{'; '.join(parts)}." if parts else ""
+
+
+def _named(case: Profiled) -> str:
+    doubted = case.check is not None and case.check.agreement is Agreement.DISAGREES
+    return f"{case.impl} (its check disagrees)" if doubted else case.impl
 
 
 def _slowest(one: Difference) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from bench.limit_table import limit_table
 from bench.report.figures.canvas import Picture
 from bench.report.figures.causes import causes_picture, stages_picture
 from bench.report.figures.experts import expert_sentence, expert_times, experts_picture
@@ -25,6 +26,7 @@ from bench.report.profiles.tables import (
     stage_table,
 )
 from bench.report.view import View, without_paths
+from bench.table import Table
 from bench.units import bytes_
 
 MAX_TIMELINES = 3
@@ -78,6 +80,7 @@ class ProfileSection:
     bandwidth: Picture | None
     limits: Sequence[tuple[str, str]]
     num_limits: int
+    checks: Table | None
     expert_sentences: Sequence[str]
     above_roof: Sequence[str]
     workloads: Sequence[WorkloadPart]
@@ -115,6 +118,7 @@ def make_section(view: View, slug_prefix: str = "") -> ProfileSection | None:
         bandwidth=bandwidth_picture(view, cases, slug_prefix),
         limits=sentences[:MAX_SENTENCES],
         num_limits=len(sentences),
+        checks=_checks([*drawn, *rest]),
         expert_sentences=[
             f"{expert_sentence(case, times)} ({case.workload})"
             for case in drawn
@@ -132,6 +136,13 @@ def make_section(view: View, slug_prefix: str = "") -> ProfileSection | None:
         traces=[_traces(case, files) for case in (*drawn, *rest) if case.case_id in traced][:MAX_TRACE_LINKS],
         num_without_trace=sum(bool(case.profile.traces) and case.case_id not in traced for case in cases),
     )
+
+
+def _checks(cases: Sequence[Profiled]) -> Table | None:
+    """What the levers say of each case's limit; None where nobody pulled them."""
+    checks = {case.case_id: case.check for case in cases if case.check is not None}
+    titles = [(case.case_id, case_words(case)) for case in cases if case.case_id in checks]
+    return limit_table(checks, titles[:MAX_SENTENCES]) if checks else None
 
 
 def _workload(view: View, group: Sequence[Profiled], number: int, slug_prefix: str) -> WorkloadPart:
