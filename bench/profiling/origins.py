@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from bench.profiling.spans import FUSED
 
 _FRAME = re.compile(r'^\s*File "(?P<file>.+)", line (?P<line>\d+)', re.MULTILINE)
+_CALLED = re.compile(r"\[Provenance debug handles\] (\S+)")
 _CALL = re.compile(r"(?:torch\.ops\.(?P<space>\w+)|extern_kernels)\.(?P<name>\w+)")
 
 
@@ -66,12 +67,13 @@ def kept_origins() -> Iterator[Origins]:
 
     found = Origins()
 
-    def keep(_: str) -> None:
-        graph = V.graph
-        traces = _own_traces(graph.module.graph.nodes, debug)
+    def keep(code: str) -> None:
+        graph: Any = V.graph  # torch types its module loosely, and its number as one that may be missing
+        traces = dict(debug._inductor_kernel_stack_trace)  # noqa: SLF001 - torch has no other place
+        traces |= _own_traces(graph.module.graph.nodes, debug)
+        # the code names the calls of this graph in their order; what torch keeps may also be of graphs before it
         found.graphs[graph.graph_id, graph.is_backward] = [
-            Called(event_name(called), stages_of(traces.get(called) or lines))
-            for called, lines in debug._inductor_kernel_stack_trace.items()  # noqa: SLF001 - torch has no other place
+            Called(event_name(called), stages_of(traces.get(called, ()))) for called in _CALLED.findall(code)
         ]
 
     before = GraphLowering.save_output_code
@@ -96,8 +98,8 @@ def _own_traces(nodes: Iterable[Any], debug: Any) -> dict[str, list[str]]:
     for called, names in debug._inductor_triton_kernel_to_post_grad_node_info.items():  # noqa: SLF001 - the same
         made_for = [by_name[name] for name in names if name in by_name]
         own = [node for node in made_for if str(node.target).split(".")[:2] == event_name(called).split("::")]
-        if own:
-            found[called] = [node.stack_trace for node in own if node.stack_trace]
+        if traces := [node.stack_trace for node in own if node.stack_trace]:
+            found[called] = traces
     return found
 
 
