@@ -104,6 +104,7 @@ def stages_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = "")
         return None
     present = {part.stage for case in cases for part in case.profile.stages}
     phases = {part.phase for case in cases for part in case.profile.stages}
+    fused = " Fused are kernels of compiled code that do the work of several stages." if "fused" in present else ""
     handles = [
         *(Patch(color=colour, label=stage) for stage, colour in STAGE_COLOURS.items() if stage in present),
         *([Patch(color="#8b949e", alpha=BACKWARD_ALPHA, label="paler: backward")] if "backward" in phases else []),
@@ -122,7 +123,7 @@ def stages_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = "")
         "stage claims. Paler stretches are the backward pass. The stages were timed under the profiler, which slows "
         "them, and are scaled so that they add up to a call that nobody watches; by how much is in the table. The "
         "upright mark is the latency as this run timed it: far from the bar's end, the machine was in another state."
-        f"{_cut(cases, shown)}",
+        f"{fused}{_cut(cases, shown)}",
         advice="Work on the longest stretch. Long dispatch and combine mean that moving tokens costs more than "
         "computing: another implementation, or larger experts. Long experts are arithmetic or weights that are read, "
         "which the picture before this one tells apart. Long gradients mean that weights' gradients are allocated or "
@@ -174,7 +175,8 @@ def _bars(
     advice: str,
 ) -> Picture:
     """A panel a workload and a bar a case: ``draw(panel, row, case, seconds a unit, seconds where bars end)``."""
-    figure, panels = grid(len(shown), 1, 0.62 + _ROW_IN * max(map(len, shown)), share_x=False)
+    height = 0.62 + _ROW_IN * max(map(len, shown)) + 0.7 / len(shown)  # the last is for the legend
+    figure, panels = grid(len(shown), 1, height, share_x=False)
     size, unit = scale_for([case.profile.plain_s for group in shown for case in group], TIME_UNITS)
     with house_style():
         for panel, group in zip(panels, shown, strict=True):

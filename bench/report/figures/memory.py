@@ -39,7 +39,7 @@ def memory_picture(view: View, slug_prefix: str = "") -> Picture | None:
     size, unit = scale_for(rows["peak_memory_bytes"], BYTE_UNITS)
     everything = [float(v) / size for name in _COLUMNS for v in rows[name].dropna() if v > 0]
     impls = [impl for impl in view.looks if impl in set(rows["impl"])]
-    figure, panels = grid(len(shown), min(2, len(shown)), 0.75 + 0.27 * len(impls))
+    figure, panels = grid(len(shown), min(2, len(shown)), 0.75 + 0.27 * len(impls) + 0.6 / -(-len(shown) // 2))
     with house_style():
         for i, (panel, workload_id) in enumerate(zip(panels, shown, strict=True)):
             log_axis(panel, "x", everything, pad=1.1)
@@ -92,7 +92,7 @@ def memory_parts_picture(view: View, slug_prefix: str = "") -> Picture | None:
     rows = rows[rows["workload_id"].isin(shown)]
     size, unit = scale_for(rows["predicted_peak_bytes"], BYTE_UNITS)
     impls = [impl for impl in view.looks if impl in set(rows["impl"])]
-    figure, panels = grid(len(shown), min(2, len(shown)), 0.75 + 0.27 * len(impls))
+    figure, panels = grid(len(shown), min(2, len(shown)), 0.75 + 0.27 * len(impls) + 0.6 / -(-len(shown) // 2))
     with house_style():
         for i, (panel, workload_id) in enumerate(zip(panels, shown, strict=True)):
             panel.set_title(fitted(view.workloads[workload_id], min(2, len(shown))), fontsize=9)
