@@ -44,11 +44,11 @@ class Mine(MoELayer):
 """
 
 
-def tiny(tokens: str = "16,32", threads: int = 1, budget: str = "10m") -> tuple[str, ...]:
+def tiny(tokens: str = "16,32", threads: int = 1, processes: int = 2) -> tuple[str, ...]:
     """Options of a comparison that takes seconds."""
     layer = ("--set", "layer.num_experts=4", "--set", "layer.top_k=2", "--set", "layer.capacity_factor=none")
-    machine = ("--device", "cpu", "--threads", str(threads), "--tokens", tokens, "--budget", budget)
-    return "smoke", "--quiet", "--json", "--processes", "2", *machine, *layer
+    machine = ("--device", "cpu", "--threads", str(threads), "--tokens", tokens, "--budget", "10m")
+    return "smoke", "--quiet", "--json", "--processes", str(processes), *machine, *layer
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +173,7 @@ def test_nothing_is_left_behind_however_it_ends(
     in_a_folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     (in_a_folder / "b.py").write_text(LAYER)
-    long = (*tiny(budget="30m"), "--processes", "1000")  # it cannot be over before the signal, however late that is
+    long = tiny(processes=1000)  # it cannot be over before the signal, however late that is
     command = [sys.executable, "-P", "-m", "bench.cli", "compare", "--interleave", "a.py", "b.py", *long]
     place = in_a_folder / "scratch"
     process = subprocess.Popen(
@@ -183,7 +183,9 @@ def test_nothing_is_left_behind_however_it_ends(
         stderr=subprocess.PIPE,
     )
     try:
-        _until(lambda: any(place.glob("*/other-logs/2.log")), 120)  # the twin: both are being timed
+        twin = "*/other-logs/2.log"  # both are being timed
+        _until(lambda: process.poll() is not None or any(place.glob(twin)), 120)
+        assert process.poll() is None, process.communicate()[1]
         started = _children_when(4, process.pid)  # a fork server, BASE, NEW and the twin
         process.send_signal(number)
         printed, told = process.communicate(timeout=60)
