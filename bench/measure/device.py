@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from bench.errors import RequestError
-
 if TYPE_CHECKING:
     import torch  # what is torch-free (the energy meters, the probe) stays so with this interface
 
@@ -62,28 +60,3 @@ class Device(Protocol):
 
     def identity(self) -> dict[str, str | int]:
         """Which device this is; on CUDA its ``uuid``, which no environment variable can shift to another card."""
-
-
-def open_device(name: str, threads: int) -> Device:
-    """The device called ``cpu``, ``cuda`` or ``cuda:N``, ready for measuring.
-
-    Args:
-        name: as torch spells it.
-        threads: intra-operator threads that torch uses on the CPU from now on.
-
-    Raises:
-        RequestError: there is no such device here.
-    """
-    # Imported here so that a process that measures the CPU never touches CUDA.
-    import torch
-
-    if name == "cpu":
-        from bench.measure.cpu import CpuDevice
-
-        return CpuDevice(threads)
-    if name == "cuda" or name.startswith("cuda:"):
-        from bench.measure.cuda import CudaDevice
-
-        torch.set_num_threads(threads)
-        return CudaDevice(name)
-    raise RequestError(f"unknown device {name!r}: expected cpu, cuda or cuda:N")

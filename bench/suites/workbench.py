@@ -13,9 +13,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.cases import Case, Workload
-from bench.measure.device import open_device
 from bench.measure.disturbance import watch
 from bench.measure.latency import is_steady
+from bench.measure.opening import open_device
 from bench.runner.jobs import perform
 from bench.runner.jobs.building import build_case
 from bench.runner.jobs.failures import declared, failed

@@ -17,8 +17,8 @@ from bench.analysis import load
 from bench.analysis.statistics import ERROR_RATE, Spread, paired_units
 from bench.cli import main
 from bench.environment import usable_cores
-from bench.measure.device import open_device
 from bench.measure.latency import sample_rounds
+from bench.measure.opening import open_device
 from bench.runner.interrupt import Interrupt
 from bench.runner.progress import Silent
 from bench.runner.protocol import ControlJob

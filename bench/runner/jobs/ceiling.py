@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.measure.ceilings import measure_ceiling
-from bench.measure.device import open_device
+from bench.measure.opening import open_device
 from bench.runner.protocol import Announce, Answer, CeilingJob
 
 

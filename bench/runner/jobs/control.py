@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 
 from bench.measure.control import control_arms
-from bench.measure.device import open_device
 from bench.measure.latency import sample_rounds
+from bench.measure.opening import open_device
 from bench.runner.protocol import Announce, Answer, ControlJob, TimeJob
 
 _MIN_ROUNDS: int = TimeJob.model_fields["min_rounds"].default

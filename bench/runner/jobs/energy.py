@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.measure.device import open_device
 from bench.measure.energy.meter import measure_energy
+from bench.measure.opening import open_device
 from bench.runner.jobs.building import build_case
 from bench.runner.jobs.failures import failed
 from bench.runner.jobs.shared import make_call, open_shared

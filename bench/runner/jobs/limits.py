@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from bench.measure.device import Call, Device, open_device
+from bench.measure.device import Call, Device
 from bench.measure.latency import ArmError, sample_rounds
+from bench.measure.opening import open_device
 from bench.measure.pages import keep_pages
 from bench.profiling.measure import count
 from bench.runner.jobs.building import build_case

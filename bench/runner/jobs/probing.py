@@ -16,7 +16,7 @@ from bench.cases import Case
 from bench.check import Checked, allowed_error, check_result
 from bench.conformance.battery import Outcome, Probe
 from bench.conformance.diagnosis import diagnose
-from bench.measure.device import open_device
+from bench.measure.opening import open_device
 from bench.runner.jobs.behaviour import behaviour
 from bench.runner.jobs.building import build_case
 from bench.runner.jobs.failures import WrongResultError, declared

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from bench.measure.device import Device, open_device
+from bench.measure.device import Device
+from bench.measure.opening import open_device
 from bench.profiling.allocator import Snapshot, allocator_snapshot, write_allocator_snapshot
 from bench.profiling.compiled import profile_compiled
 from bench.profiling.export import write_memory_snapshot, write_perfetto

@@ -14,8 +14,9 @@ import torch
 from bench.cases import Case
 from bench.check import Checked, check_result
 from bench.cost import Cost, cost_of_call
-from bench.measure.device import Call, Device, open_device
+from bench.measure.device import Call, Device
 from bench.measure.memory import measure_peak
+from bench.measure.opening import open_device
 from bench.memory import memory_of_call
 from bench.routing_check import routing_fault
 from bench.runner.jobs.behaviour import behaviour

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench.measure.device import Call, Device, open_device
+from bench.measure.device import Call, Device
 from bench.measure.disturbance import watch
 from bench.measure.latency import ArmError, sample_rounds
+from bench.measure.opening import open_device
 from bench.runner.jobs.building import build_case
 from bench.runner.jobs.failures import failed
 from bench.runner.jobs.shared import Shared, make_call, open_shared

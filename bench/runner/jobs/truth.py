@@ -16,7 +16,7 @@ import torch
 
 from bench import inputs
 from bench.cost import cost_of_call
-from bench.measure.device import open_device
+from bench.measure.opening import open_device
 from bench.runner.jobs.mapped import read_tensors, write_tensors
 from bench.runner.jobs.room import require_disk, require_memory
 from bench.runner.jobs.shared import Shared, open_shared

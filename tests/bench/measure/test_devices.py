@@ -10,7 +10,7 @@ import torch
 from bench.errors import RequestError
 from bench.measure import ceilings, control, cuda
 from bench.measure.cpu import CpuDevice, read_caches
-from bench.measure.device import open_device
+from bench.measure.opening import open_device
 from bench.runner.jobs import perform
 from bench.runner.protocol import ControlJob
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from bench.measure.device import open_device
+from bench.measure.opening import open_device
 from bench.profiling.step import Step
 from impls import LayerSpec, build
 
