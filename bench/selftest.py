@@ -102,11 +102,12 @@ def run_self_test(
     budget_s: float,
     progress: Progress,
     planted_slowdown: float = PLANTED_SLOWDOWN,
+    processes: int = PROCESSES,
     seed: int = 0,
     jobs: str = JOBS_MODULE,
     proc: Path = PROC,
 ) -> SelfTest:
-    """Time the control in :data:`PROCESSES` fresh processes, or as many as fit, and judge it.
+    """Time the control in fresh processes, as many as are asked for or fit, and judge it.
 
     Args:
         device: ``cpu`` or ``cuda``.
@@ -115,6 +116,7 @@ def run_self_test(
             are measured all the same: fewer could not be judged.
         progress: who is told how far it is.
         planted_slowdown: what must be found.
+        processes: how many fresh processes.
         seed: draws the order within rounds.
         jobs: module whose ``perform`` does the job.
         proc: the kernel's file system of that name.
@@ -131,12 +133,12 @@ def run_self_test(
     warnings: list[str] = []
     overheads, starting_s = schedule.Overheads(), 0.0
     with _stoppable() as interrupt, Fleet(lambda: ForkServer(interrupt, jobs), usable_cores()) as fleet:
-        for replicate in range(PROCESSES):
+        for replicate in range(processes):
             left_s = budget_s - (time.monotonic() - start_s)
-            share_s = left_s / (PROCESSES - replicate) - overheads.start_s - overheads.job("")
+            share_s = left_s / (processes - replicate) - overheads.start_s - overheads.job("")
             if replicate >= MIN_PROCESSES and left_s < overheads.start_s + overheads.job("") + schedule.MIN_CONTROL_S:
                 break
-            current = f"process {replicate + 1} of {PROCESSES}"
+            current = f"process {replicate + 1} of {processes}"
             progress.update(phase="self-test", current=current, done_s=budget_s - left_s, left_s=max(0.0, left_s))
             job = ControlJob(
                 device=device,
@@ -146,7 +148,7 @@ def run_self_test(
                 time_budget_s=max(share_s, schedule.MIN_CONTROL_S),
             )
             began_s = time.monotonic()
-            with fleet.take(PROCESSES - replicate) as server:
+            with fleet.take(processes - replicate) as server:
                 overheads.saw_start(time.monotonic() - began_s)
                 starting_s += time.monotonic() - began_s
                 began_s = time.monotonic()

@@ -11,6 +11,9 @@ read off what the call's time does then:
   where the bytes made do so at memory's bandwidth, and else below the roof;
 * **the rest** follows nothing: below the roof, unless it is writing what does not grow with tokens (gradients).
 
+These are shares of the time in which memory is kept (``pages``), and the levers are timed so; what that took away were
+first touches of pages, which are below the roof.
+
 So the same time is accounted for twice, once by the profiler and once by levers. The limit *agrees* where the levers'
 share of it is surely the largest, *disagrees* where another is surely larger, and else nothing can be said; surely is
 by a t interval over processes. The cache cannot be told from the arithmetic in this way.
@@ -135,7 +138,7 @@ def shares_by_levers(
 
     Args:
         ratios: time with a lever over the time without.
-        base_s: the time without.
+        base_s: the time without, where memory is kept.
         work: what every variant has to do.
         roofs: of the machine.
     """
@@ -154,6 +157,9 @@ def shares_by_levers(
     needs = {Limit.COMPUTE: base.flops / roofs.peak, Limit.MEMORY: growing / roofs.memory}
     shares[_booked(needs, following * base_s)] += following
     shares[_booked({Limit.MEMORY: (made - growing) / roofs.memory}, rest * base_s)] += rest
+    kept = _share(ratios.get("pages", 1.0))
+    shares = {limit: kept * share for limit, share in shares.items()}
+    shares[Limit.BELOW_ROOF] += 1 - kept
     return shares
 
 
@@ -185,7 +191,7 @@ def check_limit(
     by_levers: dict[Limit, Estimate] = {}
     agreement = Agreement.CANNOT_TELL
     if not any(lever in gaps for lever in NEEDED):
-        base_s = [statistics.median(record.arms["base"].latency_s) for record in good]
+        base_s = [statistics.median(record.arms[record.reference].latency_s) for record in good]
         found = [shares_by_levers(one, s, work, roofs) for one, s in zip(ratios, base_s, strict=True)]
         units = {limit: np.array([shares[limit] for shares in found]) for limit in Limit}
         by_levers = {limit: _interval(unit, 1 - ERROR_RATE) for limit, unit in units.items()}
@@ -205,15 +211,16 @@ def judge(named: Limit, units: Mapping[Limit, np.ndarray]) -> Agreement:
 
 
 def _ratios(record: LimitCheckRecord) -> dict[Lever, float]:
-    """What every lever did to the time in one process: paired by rounds where they were taken in the same ones."""
-    base = np.log(record.arms["base"].latency_s)
-    found: dict[Lever, float] = {}
-    for lever, arm in record.arms.items():
-        logs = np.log(arm.latency_s)
-        if lever == "pages":
-            found[lever] = float(np.exp(np.median(logs) - np.median(base)))
-        elif lever != "base":
-            found[lever] = float(np.exp(np.median(logs - base)))
+    """What every lever did to the time in one process: paired by rounds, but ``pages`` by the time before it."""
+    logs = {lever: np.log(arm.latency_s) for lever, arm in record.arms.items()}
+    reference = record.reference
+    found = {
+        lever: float(np.exp(np.median(log - logs[reference])))
+        for lever, log in logs.items()
+        if lever not in ("base", reference)
+    }
+    if reference != "base":
+        found[reference] = float(np.exp(np.median(logs[reference]) - np.median(logs["base"])))
     return found
 
 

@@ -5,7 +5,9 @@ A profile's time is divided among five causes:
 * **compute**: what the matrix products need at this machine's measured matrix peak;
 * **memory** and **cache**: where an operator's bytes need longer than its arithmetic, what they need at the measured
   bandwidths. What was there before the call (weights, tokens) comes from the cache only where all of it, and the
-  call's peak, are known to fit; what the call itself made, where the operator's own bytes do;
+  call's peak, are known to fit; what the call itself made, where the operator's own bytes do.
+  A product of a CPU whose weights come from memory reads them before it multiplies, at :data:`READING` of the
+  bandwidth: such a product's time is arithmetic and memory in the proportion of what the two need;
 * **host**: time in which no operator ran (Python, autograd, giving memory back, waiting for the next call); what it
   costs to call an operator at all, which is read off those that only look at a tensor in another way; and operators
   whose work needs less than that;
@@ -38,12 +40,12 @@ from bench.store.profiles import OperatorTime, Profile
 
 NEAR = 0.25
 """Share of its time that a kernel spends at its roof at least, to be limited by that roof."""
-NEAR_READING = 0.1
-"""The same where the roof is main memory's and most of the bytes are weights.
+READING = 0.25
+"""Of main memory's bandwidth, the part that a CPU's matrix product reaches in reading weights.
 
-Bandwidth is measured on one long stretch with all threads. A product of few tokens reads one expert's weights, and
-those of small experts are read by one thread: at a sixth of that speed where levers (:mod:`bench.analysis.levers`) show
-that weights which come from the cache halve the time.
+Bandwidth is measured on one long stretch with all threads. A product reads one expert's weights, packs them, and only
+then multiplies; those of small experts are read by one thread. Levers (:mod:`bench.analysis.levers`) measured 0.21 to
+0.29 on 16 tokens and 64 experts of 128 (docs/profiling.md).
 """
 
 ADVICE = {
@@ -66,7 +68,9 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
         return roofs
     peak, memory, cache, cache_bytes = roofs
     calling_s = 0.0 if profile.on_device else _calling_s(profile.operators)
-    speeds = _Speeds(peak, memory, cache, cache_bytes, existing_fit=False, calling_s=calling_s)
+    speeds = _Speeds(
+        peak, memory, cache, cache_bytes, existing_fit=False, calling_s=calling_s, overlaps=profile.on_device
+    )
     if workload.cache == "warm":
         speeds = replace(speeds, existing_fit=_existing_bytes(profile) <= cache_bytes)
     else:
@@ -116,6 +120,7 @@ class _Speeds:
     Attributes:
         existing_fit: whether weights and tokens stay in the cache from call to call.
         calling_s: what calling an operator costs at all.
+        overlaps: whether a product multiplies while it reads.
     """
 
     peak: float
@@ -124,6 +129,7 @@ class _Speeds:
     cache_bytes: int
     existing_fit: bool
     calling_s: float
+    overlaps: bool
 
 
 def _existing_bytes(profile: Profile) -> float:
@@ -149,24 +155,27 @@ def _divide(row: OperatorTime, into: Division, speeds: _Speeds) -> None:
     cached = 0 if speeds.cache is None else existing * speeds.existing_fit + (moved - existing) * made_fit
     cache_s = cached / speeds.cache if speeds.cache else 0.0
     memory_s = (moved - cached) / speeds.memory
-    needed = {
-        Limit.COMPUTE: (row.flops or 0) / speeds.peak,
-        Limit.MEMORY: cache_s + memory_s if memory_s >= cache_s else 0.0,
-        Limit.CACHE: cache_s + memory_s if cache_s > memory_s else 0.0,
-    }
-    roof = max(needed, key=lambda limit: needed[limit])
-    if needed[roof] < speeds.calling_s * calls:
+    compute_s = (row.flops or 0) / speeds.peak
+    if not speeds.overlaps and compute_s and memory_s >= cache_s and existing > moved / 2:
+        needed = {Limit.COMPUTE: compute_s, Limit.MEMORY: cache_s + memory_s / READING}
+    elif compute_s >= cache_s + memory_s:
+        needed = {Limit.COMPUTE: compute_s}
+    else:
+        needed = {Limit.CACHE if cache_s > memory_s else Limit.MEMORY: cache_s + memory_s}
+    needed_s = sum(needed.values())
+    if needed_s < speeds.calling_s * calls:
         into.seconds[Limit.HOST] += time_s
         return
-    roof_s = min(time_s, needed[roof])
+    roof_s = min(time_s, needed_s)
     called_s = min(time_s - roof_s, speeds.calling_s * calls)
     left_s = time_s - roof_s - called_s
-    into.seconds[roof] += roof_s
+    near = roof_s >= NEAR * (roof_s + left_s)
+    for limit, need_s in needed.items():
+        share = need_s / needed_s if needed_s else 0.0
+        into.seconds[limit] += roof_s * share
+        into.below[limit] += left_s * share if near else 0.0
     into.seconds[Limit.HOST] += called_s
     into.seconds[Limit.BELOW_ROOF] += left_s
-    reading = roof is Limit.MEMORY and existing > moved / 2
-    if roof_s >= (NEAR_READING if reading else NEAR) * (roof_s + left_s):
-        into.below[roof] += left_s
 
 
 def _sentence(division: Division, profile: Profile, peak: float) -> str:

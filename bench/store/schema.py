@@ -266,7 +266,7 @@ class LimitCheckRecord(Record):
     Attributes:
         case_id: the case.
         replicate: as in :class:`SamplesRecord`.
-        arms: samples by lever, ``base`` among them; those of ``pages`` were taken after the others, in no rounds.
+        arms: samples by lever, in rounds. Where ``pages`` is among them, ``base`` was timed before and alone.
         work: what every variant has to do.
         gaps: levers that could not be pulled, and why.
         other_threads: how many the lever ``threads`` took.
@@ -290,10 +290,16 @@ class LimitCheckRecord(Record):
             raise ValueError("a check is either there or has a reason")
         if self.arms and not ({"base"} <= self.arms.keys() and {"base"} <= self.work.keys()):
             raise ValueError("a check without its base says nothing")
-        rounds = {len(arm.latency_s) for lever, arm in self.arms.items() if lever != "pages"}
+        alone = self.reference != "base"
+        rounds = {len(arm.latency_s) for lever, arm in self.arms.items() if not (alone and lever == "base")}
         if len(rounds) > 1:
             raise ValueError("levers of one process have different numbers of rounds")
         return self
+
+    @property
+    def reference(self) -> Lever:
+        """What the levers were timed beside: the case with its memory kept, where that could be done."""
+        return "pages" if "pages" in self.arms else "base"
 
 
 class NoteRecord(Record):

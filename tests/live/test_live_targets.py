@@ -67,6 +67,25 @@ def test_live_planted_slowdown_of_two_percent_is_found_within_a_minute(capsys: p
     assert found.control.slowed.low > 1
 
 
+def test_live_planted_slowdown_of_one_percent_in_twenty_processes_for_information(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = run_self_test(
+        "cpu",
+        usable_cores(),
+        budget_s=90.0,
+        planted_slowdown=0.01,
+        processes=20,
+        progress=Silent(),
+        seed=time.time_ns(),
+    )
+    with capsys.disabled():
+        print(f"\n{found.num_processes} processes in {found.wall_s:.0f} s: {found.control.sentence}")
+    assert found.num_processes == 20
+    assert found.control.slowed is not None
+    assert found.control.slowed.high > 1
+
+
 def test_live_false_positives_for_information(capsys: pytest.CaptureFixture[str]) -> None:
     """Draws of 12 from fresh processes that timed identical twins, arms swapped at random."""
     records = []

@@ -28,6 +28,10 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
 
     Before every sample its variant is called once, untimed: threads are settled and caches hold what its own last call
     left there, as when it is timed alone.
+
+    The case itself is timed first. Then memory that is given back is kept, where the C library can be told so, and the
+    case (``pages``) and all variants are timed in rounds: else a variant with larger tensors would be charged for pages
+    that the system takes back and hands out again.
     """
     case, workload = job.case, job.case.workload
     announce(Announce(case_id=case.id, what="build"))
@@ -39,7 +43,7 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
     gaps: dict[Lever, str] = {}
     for lever in LEVERS:
         if lever == "pages":
-            continue  # the case itself, after everything else: it cannot be undone
+            continue  # the case itself, later: it cannot be undone
         if lever == "threads" and not job.other_threads:
             gaps[lever] = "there is no other number of threads to try here"
             continue
@@ -77,12 +81,15 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
         )
 
     try:
-        samples = sampled(list(arms), 1.0)
+        samples = {}
+        if workload.device == "cpu":
+            samples = sampled(["base"], 1 / len(arms))
         if workload.device == "cpu" and keep_pages():
             arms["pages"] = arms["base"]
-            samples |= sampled(["pages"], 1 / len(arms))
+            samples |= sampled([arm for arm in arms if arm != "base"], 1.0)
         else:
             gaps["pages"] = "there is no such memory here, or the C library cannot be told to keep it"
+            samples = sampled(list(arms), 1.0)
     except ArmError as error:
         return failed(error.__cause__ or error, case)
     return Answer(arms=samples, work=work, gaps=gaps)

@@ -41,6 +41,7 @@ def records(
 ) -> list[LimitCheckRecord]:
     """Six processes of three rounds in which levers do what they are said to, give or take ``noise``."""
     generator = np.random.default_rng(0)
+    kept, in_rounds = ratios["pages"], [lever for lever in ratios if lever != "pages"]
 
     def arm(ratio: float) -> Arm:
         return Arm(latency_s=(base_s * ratio * np.exp(generator.normal(0, noise, 3))).tolist(), warmup_s=[])
@@ -48,7 +49,8 @@ def records(
     return [
         LimitCheckRecord(
             environment_hash="e", unix_time_s=0.0, case_id="c", replicate=replicate, work=work or WORK,
-            arms={"base": arm(1.0)} | {lever: arm(ratio) for lever, ratio in ratios.items()}, other_threads=1,
+            arms={"base": arm(1.0), "pages": arm(kept)} | {lever: arm(kept * ratios[lever]) for lever in in_rounds},
+            other_threads=1,
         )
         for replicate in range(6)
     ]  # fmt: skip
@@ -92,6 +94,27 @@ def test_time_that_follows_the_work_far_below_the_peak_is_below_the_roof() -> No
     near, far = (shares_by_levers(ratios, base_s, WORK, ROOFS) for base_s in (2e-3, 2e-2))
     assert near[Limit.COMPUTE] == pytest.approx(1.0, abs=0.01)
     assert far[Limit.BELOW_ROOF] == pytest.approx(1.0, abs=0.01)
+
+
+def test_first_touches_are_below_the_roof_and_levers_divide_what_is_left() -> None:
+    base_s, ratios = PLANTED[Limit.COMPUTE]
+    slower = records(ratios | {"pages": 0.6}, base_s / 0.6, noise=0.0)
+    found = check_limit(division(COMPUTE=1.0), slower, ROOFS, OTHER)
+    assert isinstance(found, LimitCheck)
+    assert found.by_levers[Limit.COMPUTE].value == pytest.approx(0.6, abs=0.01)
+    assert found.by_levers[Limit.BELOW_ROOF].value == pytest.approx(0.4, abs=0.01)
+    assert {pulled.lever: pulled.measured.value for pulled in found.levers}["tokens"] == pytest.approx(2.0)
+
+
+def test_levers_are_timed_beside_the_case_with_its_memory_kept_where_that_can_be() -> None:
+    record = records(PLANTED[Limit.HOST][1], 1.0)[0]
+    assert record.reference == "pages"
+    without = {lever: arm for lever, arm in record.arms.items() if lever != "pages"}
+    assert record.model_copy(update={"arms": without}).reference == "base"
+    shorter = record.arms["base"].model_copy(update={"latency_s": [1.0]})
+    assert LimitCheckRecord.model_validate(record.model_dump() | {"arms": record.arms | {"base": shorter}})
+    with pytest.raises(ValueError, match="different numbers of rounds"):
+        LimitCheckRecord.model_validate(record.model_dump() | {"arms": without | {"base": shorter}})
 
 
 def test_a_rest_that_writes_at_memorys_speed_is_memorys() -> None:

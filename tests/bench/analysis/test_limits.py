@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bench.analysis.divisions import CaseLimit, Limit
-from bench.analysis.limits import NEAR, find_limit
+from bench.analysis.limits import NEAR, READING, find_limit
 from bench.analysis.model import Estimate
 from bench.analysis.roofline import Ceilings
 from bench.cases import Workload
@@ -103,14 +103,27 @@ def test_operators_whose_work_needs_less_than_calling_them_are_the_hosts() -> No
     assert found.whole.share == pytest.approx(1.0)
 
 
-def test_weights_from_memory_are_memorys_limit_further_from_its_roof_than_what_is_made() -> None:
+def test_a_product_reads_its_weights_slower_than_one_long_stretch() -> None:
     read = {"flops": 1, "moved_bytes": 10**9}
-    weights = limit(operator(0.8, existing_bytes=10**9, **read), weights=10**9)
-    made = limit(operator(0.8, existing_bytes=0, **read))
-    assert weights.whole.limit is Limit.MEMORY
-    assert made.whole.limit is Limit.BELOW_ROOF
-    slow = limit(operator(1.2, existing_bytes=10**9, **read), weights=10**9)
-    assert slow.whole.limit is Limit.BELOW_ROOF
+    reading_s = 10**9 / (READING * MEMORY)
+    weights = limit(operator(2 * reading_s, existing_bytes=10**9, **read), weights=10**9)
+    made = limit(operator(2 * reading_s, existing_bytes=0, **read))
+    slow = limit(operator(1.01 * reading_s / NEAR, existing_bytes=10**9, **read), weights=10**9)
+    assert [weights.whole.limit, made.whole.limit, slow.whole.limit] == [
+        Limit.MEMORY, Limit.BELOW_ROOF, Limit.BELOW_ROOF,
+    ]  # fmt: skip
+
+
+def test_a_product_of_weights_from_memory_reads_and_then_multiplies() -> None:
+    """Its whole time is the two's, in the proportion of what they need, the part that is lost below the roofs too."""
+    reading_s, multiplying_s = 10**9 / (READING * MEMORY), 0.1
+    row = operator(
+        2 * (reading_s + multiplying_s), flops=int(multiplying_s * PEAK), moved_bytes=10**9, existing_bytes=10**9
+    )
+    shares = limit(row, weights=10**9).whole.by_resource()
+    assert shares[Limit.MEMORY] == pytest.approx(2 * reading_s)
+    assert shares[Limit.COMPUTE] == pytest.approx(2 * multiplying_s)
+    assert limit(row, weights=10**9).whole.seconds[Limit.BELOW_ROOF] == pytest.approx(reading_s + multiplying_s)
 
 
 def test_the_causes_add_up_to_the_time() -> None:
