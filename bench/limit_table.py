@@ -31,7 +31,7 @@ def limit_table(checks: Mapping[str, LimitCheck], titles: Sequence[tuple[str, st
         check = checks[case_id]
         said = [
             title,
-            f"{check.named} {check.by_profile.get(check.named, 0.0):.0%}",
+            ", ".join(f"{limit} {check.by_profile.get(limit, 0.0):.0%}" for limit in check.named),
             share_words(check),
             str(check.agreement),
         ]

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+ALIKE = 0.75
+"""A resource with so much of the largest one's share is named beside it: a profile does not tell them apart."""
+
 
 class Limit(StrEnum):
     """Where the time of a case goes."""
@@ -40,10 +43,16 @@ class Division:
         return near
 
     @property
-    def limit(self) -> Limit:
-        """The resource that takes the most time."""
+    def limits(self) -> tuple[Limit, ...]:
+        """The resource that takes the most time, and those that take nearly as much (:data:`ALIKE`), largest first."""
         near = self.by_resource()
-        return max(Limit, key=lambda limit: near[limit])
+        ranked = sorted(Limit, key=lambda limit: -near[limit])
+        return tuple(limit for limit in ranked if limit is ranked[0] or near[limit] >= ALIKE * near[ranked[0]] > 0)
+
+    @property
+    def limit(self) -> Limit:
+        """The first of :attr:`limits`."""
+        return self.limits[0]
 
     @property
     def share(self) -> float:

@@ -14,9 +14,10 @@ read off what the call's time does then:
 These are shares of the time in which memory is kept (``pages``), and the levers are timed so; what that took away were
 first touches of pages, which are below the roof.
 
-So the same time is accounted for twice, once by the profiler and once by levers. The limit *agrees* where the levers'
-share of it is surely the largest, *disagrees* where another is surely larger, and else nothing can be said; surely is
-by a t interval over processes. The cache cannot be told from the arithmetic in this way.
+So the same time is accounted for twice, once by the profiler and once by levers. The named limit, or one of those that
+are named together, *agrees* where the levers' share of it is surely the largest, *disagrees* where another is surely
+larger, and else nothing can be said; surely is by a t interval over processes. The cache cannot be told from the
+arithmetic in this way.
 
 Beside the shares stands what the profile's division predicts of every lever, with what the lever did. Time below the
 roof may follow its work or not, so predictions are ranges. ``threads`` and ``pages`` have only these.
@@ -83,7 +84,7 @@ class LimitCheck:
     """A profile's account of a case beside the levers' one.
 
     Attributes:
-        named: the limit that the profile names.
+        named: the limits that the profile names.
         by_profile: shares of the time by what limits it.
         by_levers: the same without a profiler, with intervals; empty where a lever is missing.
         levers: what each did.
@@ -91,7 +92,7 @@ class LimitCheck:
         gaps: which levers could not be pulled, and why.
     """
 
-    named: Limit
+    named: Sequence[Limit]
     by_profile: Mapping[Limit, float]
     by_levers: Mapping[Limit, Estimate]
     levers: Sequence[Pulled]
@@ -195,16 +196,17 @@ def check_limit(
         found = [shares_by_levers(one, s, work, roofs) for one, s in zip(ratios, base_s, strict=True)]
         units = {limit: np.array([shares[limit] for shares in found]) for limit in Limit}
         by_levers = {limit: _interval(unit, 1 - ERROR_RATE) for limit, unit in units.items()}
-        agreement = judge(division.limit, units)
-    return LimitCheck(division.limit, by_profile, by_levers, levers, agreement, gaps)
+        agreement = judge(division.limits, units)
+    return LimitCheck(division.limits, by_profile, by_levers, levers, agreement, gaps)
 
 
-def judge(named: Limit, units: Mapping[Limit, np.ndarray]) -> Agreement:
-    """Whether the named limit's share is surely the largest, from one share a process and limit."""
-    if named is Limit.CACHE:
+def judge(named: Sequence[Limit], units: Mapping[Limit, np.ndarray]) -> Agreement:
+    """Whether the largest of the named shares is surely larger than all others, from one share a process and limit."""
+    if Limit.CACHE in named:
         return Agreement.CANNOT_TELL
-    rivals = [limit for limit in Limit if limit not in (named, Limit.CACHE)]
-    leads = [_interval(units[named] - units[rival], 1 - ERROR_RATE / len(rivals)) for rival in rivals]
+    largest = max(named, key=lambda limit: units[limit].mean())
+    rivals = [limit for limit in Limit if limit not in (*named, Limit.CACHE)]
+    leads = [_interval(units[largest] - units[rival], 1 - ERROR_RATE / len(rivals)) for rival in rivals]
     if all(lead.low > 0 for lead in leads):
         return Agreement.AGREES
     return Agreement.DISAGREES if any(lead.high < 0 for lead in leads) else Agreement.CANNOT_TELL

@@ -16,7 +16,8 @@ A profile's time is divided among five causes:
 
 The case is limited by the resource whose kernels take the most time, where a kernel that spends at least :data:`NEAR`
 of its time at its roof is limited by that roof as a whole: products at half of the peak are arithmetic, and twice the
-threads help them. What is further from its roof than that is limited by none.
+threads help them. What is further from its roof than that is limited by none. Resources with nearly the same time are
+named together.
 
 The profiler itself costs time where operators are called; how much is known (``whole_s - plain_s``), and it is taken
 from the host's share, as far as that reaches.
@@ -49,8 +50,8 @@ then multiplies; those of small experts are read by one thread. Levers (:mod:`be
 """
 
 ADVICE = {
-    Limit.COMPUTE: "Only less arithmetic helps: a shorter number format, fewer or smaller experts per token.",
-    Limit.MEMORY: "Only fewer bytes help: a shorter number format, weights that are read once for more tokens.",
+    Limit.COMPUTE: "Less arithmetic helps: a shorter number format, fewer or smaller experts per token.",
+    Limit.MEMORY: "Fewer bytes help: a shorter number format, weights that are read once for more tokens.",
     Limit.CACHE: "Fewer passes over the tokens help: operators that do more at once, or larger experts.",
     Limit.HOST: "Fewer operators help: batched or grouped products instead of one an expert, compilation, more tokens.",
     Limit.BELOW_ROOF: "Other shapes help: more tokens an expert, fewer and larger experts, another implementation.",
@@ -186,7 +187,7 @@ def _sentence(division: Division, profile: Profile, peak: float) -> str:
     limit = division.limit
     shown = [kind for kind in sorted(Limit, key=lambda kind: -near[kind]) if near[kind] >= 0.05 * total]
     words = ", ".join(_share(kind, division, total) for kind in shown)
-    text = f"Limited by {NOUNS[limit]}: {words}."
+    text = f"Limited by {limit_words(division.limits)}: {words}."
     products = [row for row in profile.operators if row.flops]
     if products and limit in (Limit.BELOW_ROOF, Limit.COMPUTE):
         most = products[0]
@@ -194,7 +195,13 @@ def _sentence(division: Division, profile: Profile, peak: float) -> str:
         if time_s:
             share = (most.flops or 0) / time_s / peak
             text += f" Its longest product, {most.name} of {most.shapes}, reaches {share:.0%} of the matrix peak."
-    return f"{text} {ADVICE[limit]}"
+    return " ".join([text, *(ADVICE[limit] for limit in division.limits)])
+
+
+def limit_words(limits: Sequence[Limit]) -> str:
+    """As in ``arithmetic`` or ``main memory's bandwidth and the host alike``."""
+    *others, last = (NOUNS[limit] for limit in limits)
+    return f"{', '.join(others)} and {last} alike" if others else last
 
 
 def _share(limit: Limit, division: Division, total_s: float) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.analysis.divisions import Limit
 from bench.analysis.levers import Agreement
-from bench.analysis.limits import NOUNS
+from bench.analysis.limits import limit_words
 from bench.report.figures.experts import expert_sentence, expert_times
 from bench.report.profiles.cases import Profiled
 from bench.report.profiles.operators import Difference, differences
@@ -56,10 +55,11 @@ def answers(groups: Sequence[Sequence[Profiled]]) -> list[Answer]:
 
 def _limits(group: Sequence[Profiled]) -> str:
     """Who is limited by what, as in ``grouped and einsum by arithmetic; loop by the host``."""
-    by_limit = {limit: [case for case in group if case.limit and case.limit.whole.limit == limit] for limit in Limit}
-    parts = [
-        f"{_listed([_named(case) for case in cases])} by {NOUNS[limit]}" for limit, cases in by_limit.items() if cases
-    ]
+    by_limits: dict[str, list[str]] = {}
+    for case in group:
+        if case.limit:
+            by_limits.setdefault(limit_words(case.limit.whole.limits), []).append(_named(case))
+    parts = [f"{_listed(names)} by {words}" for words, names in by_limits.items()]
     return f"{'; '.join(parts)}." if parts else ""
 
 
@@ -69,7 +69,7 @@ def _named(case: Profiled) -> str:
 
 
 def _slowest(one: Difference) -> Answer:
-    limit = f" {one.case.impl} is limited by {NOUNS[one.case.limit.whole.limit]}." if one.case.limit else ""
+    limit = f" {one.case.impl} is limited by {limit_words(one.case.limit.whole.limits)}." if one.case.limit else ""
     return Answer(f"Why is {one.case.impl} slow at {one.case.workload}?", one.sentence + limit, "profile-stages")
 
 

@@ -85,8 +85,9 @@ def test_two_equal_shares_name_nothing() -> None:
     units = {limit: np.zeros(6) for limit in Limit}
     units[Limit.HOST] = np.array([0.45, 0.55, 0.48, 0.52, 0.44, 0.56])
     units[Limit.MEMORY] = 1 - units[Limit.HOST]
-    assert judge(Limit.HOST, units) is Agreement.CANNOT_TELL
-    assert judge(Limit.COMPUTE, units) is Agreement.DISAGREES
+    assert judge([Limit.HOST], units) is Agreement.CANNOT_TELL
+    assert judge([Limit.COMPUTE], units) is Agreement.DISAGREES
+    assert judge([Limit.MEMORY, Limit.HOST], units) is Agreement.AGREES
 
 
 def test_time_that_follows_the_work_far_below_the_peak_is_below_the_roof() -> None:

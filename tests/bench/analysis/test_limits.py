@@ -126,6 +126,16 @@ def test_a_product_of_weights_from_memory_reads_and_then_multiplies() -> None:
     assert limit(row, weights=10**9).whole.seconds[Limit.BELOW_ROOF] == pytest.approx(reading_s + multiplying_s)
 
 
+def test_resources_with_nearly_the_same_time_are_named_together() -> None:
+    even = limit(operator(0.5, flops=5 * 10**11), idle_s=0.4)
+    assert even.whole.limits == (Limit.COMPUTE, Limit.HOST)
+    assert even.sentence.startswith("Limited by arithmetic and the host alike: 56% compute, 44% host.")
+    assert "Less arithmetic helps" in even.sentence
+    assert "Fewer operators help" in even.sentence
+    uneven = limit(operator(0.5, flops=5 * 10**11), idle_s=0.3)
+    assert uneven.whole.limits == (Limit.COMPUTE,)
+
+
 def test_the_causes_add_up_to_the_time() -> None:
     rows = (operator(0.5, flops=10**11), operator(0.2, moved_bytes=10**8), operator(1e-6, moved_bytes=0))
     found = limit(*rows, idle_s=0.1)
