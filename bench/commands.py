@@ -143,6 +143,8 @@ def _list_cases(sweep: Sweep) -> int:
     )
     if estimated.compile_s:
         text += f", of which compiling takes some {units.duration(estimated.compile_s)}"
+    if estimated.after_s:
+        text += f"; profiles and checks come after that, some {units.duration(estimated.after_s)}"
     if estimated.needed_s > estimated.most_s:
         text += (
             f"; that budget will probably be spent before every row is timed in all of them, which takes some "

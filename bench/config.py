@@ -147,6 +147,11 @@ def parse_sweep(
             f"{source}: NVTX ranges are for NVIDIA's tools, which watch a GPU, and this sweep runs on the CPU; "
             "profile without --nvtx, or with --device cuda"
         )
+    if checked.measure.check_limits and not checked.measure.profile:
+        raise RequestError(
+            f"{source}: check_limits checks what profiles name, and this sweep makes none; set measure.profile=true "
+            "as well, or use `moebench profile --check-limits`"
+        )
     impls, left_out = _all_named(checked.workload.impls, checked.layer.router)
     given["workload"] |= {
         "impls": _written(impls),

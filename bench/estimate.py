@@ -39,6 +39,12 @@ PIECES = {"loop": 2.4, "einsum": 1.6, "scatter_gather": 1.4}
 BACKWARD = 2.0
 """So much longer with a backward."""
 TUNING = {"default": 1.0, "max-autotune": 1.5}
+PROFILE_S = 3.0
+"""Of one case's profile, beside its calls."""
+CHECK_S = 9.0
+"""Of pulling levers at one case in all its processes, beside the calls."""
+CALLS_UNDER_A_PROFILER = 30
+CALLS_WITH_LEVERS = 130
 JOB_S = 0.05
 CASE_IN_JOB_S = 0.025
 DRAW_S_PER_WEIGHT = 14e-9
@@ -60,12 +66,16 @@ PADDING = 1.5
 
 @dataclass(frozen=True, slots=True)
 class EstimatedTime:
-    """Seconds that a sweep takes: at least, at most, what timing every row needs, and what of that is compiling."""
+    """Seconds that a sweep takes: at least, at most, what timing every row needs, and what of that is compiling.
+
+    ``after_s`` is for profiles and checks of limits, which come after it and are no part of the budget.
+    """
 
     least_s: float
     most_s: float
     needed_s: float
     compile_s: float = 0.0
+    after_s: float = 0.0
 
 
 def estimate(sweep: Sweep) -> EstimatedTime:
@@ -86,8 +96,21 @@ def estimate(sweep: Sweep) -> EstimatedTime:
     compiled = [case for cases in workloads.values() for case in cases if case.compile != "none"]
     compiling_s = sum(compile_s(case) + measure.processes * COMPILED_CASE_GUESS_S for case in compiled)
     return EstimatedTime(
-        least_s + BEFORE_AND_AFTER_S, budget_s + BEFORE_AND_AFTER_S, needed_s + BEFORE_AND_AFTER_S, compiling_s
+        least_s + BEFORE_AND_AFTER_S,
+        budget_s + BEFORE_AND_AFTER_S,
+        needed_s + BEFORE_AND_AFTER_S,
+        compiling_s,
+        sum(_after_s(sweep, case) for cases in workloads.values() for case in cases),
     )
+
+
+def _after_s(sweep: Sweep, case: Case) -> float:
+    """Profiling a case, and pulling levers at it."""
+    if not sweep.measure.profile:
+        return 0.0
+    profile_s = PROFILE_S + compile_s(case) + CALLS_UNDER_A_PROFILER * call_s(case)
+    checked = sweep.measure.check_limits and case.compile == "none"
+    return profile_s + (CHECK_S + CALLS_WITH_LEVERS * call_s(case) if checked else 0.0)
 
 
 def _check_s(workload: Workload, cases: Iterable[Case], max_flops: float) -> float:

@@ -100,8 +100,12 @@ class LimitCheck:
     gaps: Mapping[Lever, str]
 
 
+MIN_PROCESSES = 2
+"""Fewer have no spread."""
 COPIES = 1.02
 """With one expert's weights for all, so many times as many bytes are moved at most, unless somebody copies weights."""
+CLEARLY = 1.5
+"""The cache reads so many times as fast as memory at least, where a lever is to tell the two apart."""
 NEEDED: tuple[Lever, ...] = ("tokens", "one_expert", "tiny")
 
 
@@ -176,10 +180,18 @@ def check_limit(
         other: of the machine with the lever's number of threads.
     """
     good = [record for record in records if record.arms]
-    if not good:
-        return records[0].reason if records else "it was not asked for"
-    work, gaps = good[0].work, dict(good[0].gaps)
+    if len(good) < MIN_PROCESSES:
+        failed = [record.reason for record in records if record.reason]
+        return failed[0] if failed else f"levers were pulled in {len(good)} processes, and {MIN_PROCESSES} are needed"
+    work = good[0].work
+    gaps = {lever: reason for record in good for lever, reason in record.gaps.items()}
     ratios = [_ratios(record) for record in good]
+    for lever in {lever for one in ratios for lever in one}:
+        missing = sum(lever not in one for one in ratios)
+        if missing:
+            gaps.setdefault(lever, f"it was not pulled in {missing} of {len(good)} processes")
+    if roofs.cache < CLEARLY * roofs.memory:
+        gaps["one_expert"] = "no cache is known here that is clearly faster than memory"
     if "one_expert" in work and work["one_expert"].moved_bytes > COPIES * work["base"].moved_bytes:
         gaps["one_expert"] = "the implementation first copies weights that are not one block, which is other work"
     total = sum(division.seconds.values())
@@ -202,10 +214,10 @@ def check_limit(
 
 def judge(named: Sequence[Limit], units: Mapping[Limit, np.ndarray]) -> Agreement:
     """Whether the largest of the named shares is surely larger than all others, from one share a process and limit."""
-    if Limit.CACHE in named:
+    rivals = [limit for limit in Limit if limit not in (*named, Limit.CACHE)]
+    if Limit.CACHE in named or not rivals:
         return Agreement.CANNOT_TELL
     largest = max(named, key=lambda limit: units[limit].mean())
-    rivals = [limit for limit in Limit if limit not in (*named, Limit.CACHE)]
     leads = [_interval(units[largest] - units[rival], 1 - ERROR_RATE / len(rivals)) for rival in rivals]
     if all(lead.low > 0 for lead in leads):
         return Agreement.AGREES
@@ -239,7 +251,7 @@ def _interval(unit: np.ndarray, level: float) -> Estimate:
 
 def _cached(roofs: Roofs) -> float:
     """What is left of the time of reading from memory where the same comes from the cache."""
-    return min(1.0, roofs.memory / roofs.cache) if roofs.cache > roofs.memory else 0.999
+    return min(1.0, roofs.memory / roofs.cache)
 
 
 def _booked(needs_s: Mapping[Limit, float], time_s: float) -> Limit:

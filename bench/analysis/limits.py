@@ -73,7 +73,7 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
         peak, memory, cache, cache_bytes, existing_fit=False, calling_s=calling_s, overlaps=profile.on_device
     )
     if workload.cache == "warm":
-        speeds = replace(speeds, existing_fit=_existing_bytes(profile) <= cache_bytes)
+        speeds = replace(speeds, existing_fit=bytes_to_keep(profile) <= cache_bytes)
     else:
         speeds = replace(speeds, cache=None)
     stages: dict[tuple[str, str], Division] = {
@@ -133,7 +133,7 @@ class _Speeds:
     overlaps: bool
 
 
-def _existing_bytes(profile: Profile) -> float:
+def bytes_to_keep(profile: Profile) -> float:
     """What must fit the cache for the next call to find its weights there; infinite where it is not known."""
     if profile.timeline is None:
         return math.inf

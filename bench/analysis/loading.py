@@ -161,13 +161,15 @@ def _limit_checks(
     """The check of every case that it was asked for, or the reason why there is none."""
     by_case: defaultdict[str, list[LimitCheckRecord]] = defaultdict(list)
     for record in records:
-        if isinstance(record, LimitCheckRecord) and record.case_id in limits:
+        if isinstance(record, LimitCheckRecord) and record.case_id in cases:
             by_case[record.case_id].append(record)
     found: dict[str, LimitCheck | str] = {}
     for case_id, group in by_case.items():
         workload = cases[case_id].case.workload
         roofs = _roofs(ceilings, workload)
-        assert roofs is not None, "a limit is only named where there are roofs"
+        if case_id not in limits or roofs is None:
+            found[case_id] = group[0].reason or "its profile names no limit"
+            continue
         threads = group[0].other_threads
         other = _roofs(ceilings, workload.model_copy(update={"threads": threads})) if threads else None
         found[case_id] = check_limit(limits[case_id].whole, group, roofs, other)

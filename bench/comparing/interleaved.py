@@ -87,6 +87,8 @@ def compare_versions(
             versions = [open_version(text, scratch.other(name)) for text, name in ((base, "base"), (new, "new"))]
             interrupt.check()
             sweep = _sweep(versions, source, overrides)
+            if sweep.measure.isolate:
+                raise RequestError("--interleave keeps versions in processes of their own already: leave isolate out")
             device = sweep.cases[0].workload.device
             with only_run(results / machine_key(), device, interrupt, progress.note):
                 duel = _Duel(versions, sweep, scratch, interrupt, progress, processes or PROCESSES)

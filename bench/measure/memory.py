@@ -14,6 +14,7 @@ from torch.autograd.profiler import profile
 
 from bench.measure.device import Call, Device
 from bench.measure.driver_memory import driver_memory
+from bench.measure.energy.errors import MeterError
 from bench.measure.proc import os_peak_gap
 from bench.measure.resident import resident_growth_bytes
 
@@ -85,11 +86,16 @@ def _cuda_peak(call: Call, device: Device) -> PeakMemory:
         result = call()
         device.synchronize()
         # The caching allocator gives nothing back by itself, so the driver's figure afterwards is its peak.
-        used_after_bytes = driver.used_bytes()
+        try:
+            used_after_bytes = driver.used_bytes()
+            os_peak_bytes: int | None = max(0, used_after_bytes - used_bytes)
+            gap = driver.note
+        except MeterError as error:  # a meter costs its figure, not the case
+            os_peak_bytes, gap = None, str(error)
     del result
     return PeakMemory(
         allocator_peak_bytes=torch.cuda.max_memory_allocated(where) - allocated_bytes,
-        os_peak_bytes=max(0, used_after_bytes - used_bytes),
+        os_peak_bytes=os_peak_bytes,
         reserved_peak_bytes=torch.cuda.max_memory_reserved(where) - reserved_bytes,
-        gaps={"os_peak_bytes": driver.note} if driver.note else {},
+        gaps={"os_peak_bytes": gap} if gap else {},
     )

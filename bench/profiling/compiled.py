@@ -29,6 +29,7 @@ from bench.profiling.spans import (
     Span,
     is_operator,
     kernels_of,
+    saw_device,
     tree,
 )
 from bench.profiling.stages import MICROSECOND, Breakdown, OperatorSums, Shapes, Sums, middle_half, shapes_of
@@ -51,10 +52,10 @@ def profile_compiled(step: Step, time_budget_s: float) -> Profiled:
         step: what to call.
         time_budget_s: of the calls; compiling comes on top.
     """
-    on_device = step.profiled_device is not None
     with kept_origins() as origins:
         step()
     profiled, plain_s = watch(step, time_budget_s, nullcontext())  # marks would have the layer compiled again
+    on_device = step.profiled_device is not None and saw_device(profiled)
     assert profiled.function_events is not None, "the profiler has ended"
     events = [event for event in profiled.function_events if event.device_type == DeviceType.CPU]
     nodes = [event for event in events if event.name.startswith(NODE)]

@@ -26,13 +26,13 @@ def check_limits(session: Session, fleet: Fleet) -> None:
     Like the profiles it is no part of the budget.
     """
     profiled = {record.case_id for record in session.of_kind(ProfileRecord) if record.profile is not None}
-    cases = [
-        case
-        for found in session.qualified().values()
-        for case in found
-        if case.id in profiled and case.compile == "none"  # every variant would be compiled anew
-    ]
+    of_profiles = [case for found in session.qualified().values() for case in found if case.id in profiled]
+    cases = [case for case in of_profiles if case.compile == "none"]
     done = {(record.case_id, record.replicate) for record in session.of_kind(LimitCheckRecord)}
+    for case in of_profiles:
+        if case.compile != "none" and (case.id, 0) not in done:
+            reason = f"{Status.UNSUPPORTED}: the layer is compiled, and every variant would be compiled anew"
+            session.record(LimitCheckRecord, case_id=case.id, replicate=0, reason=reason)
     for replicate in range(PROCESSES):
         todo = [case for case in cases if (case.id, replicate) not in done]
         if not todo:

@@ -305,3 +305,8 @@ def test_a_name_that_no_file_can_have_is_refused() -> None:
 def test_a_list_may_be_given_as_toml_writes_it_and_one_value_sets_one_key() -> None:
     assert parse_value("[8, 64]") == [8, 64]
     assert parse_value("8\nseed = 3") == "8\nseed = 3"
+
+
+def test_checks_of_limits_without_profiles_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"set measure.profile=true"):
+        load_sweep("smoke", {"workload.device": "cpu", "measure.check_limits": True})

@@ -56,3 +56,12 @@ def test_einsum_is_quadratic_in_the_tokens_and_padding_costs_time() -> None:
 @pytest.mark.parametrize("name", sorted(presets()))
 def test_a_preset_of_ours_takes_minutes(name: str) -> None:
     assert estimate(load_sweep(name, {"workload.device": "cpu"})).most_s <= 300
+
+
+def test_profiles_and_checks_of_limits_come_after_the_budget() -> None:
+    found = [estimate(load_sweep("limits", {"workload.device": "cpu"} | given)) for given in (
+        {}, {"measure.check_limits": False}, {"measure.check_limits": False, "measure.profile": False},
+    )]  # fmt: skip
+    assert found[0].after_s > 2 * found[1].after_s > 0
+    assert found[2].after_s == 0
+    assert len({one.most_s for one in found}) == 1

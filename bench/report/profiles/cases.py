@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from bench.analysis.divisions import CaseLimit
 from bench.analysis.levers import LimitCheck
+from bench.analysis.limits import bytes_to_keep
 from bench.analysis.model import Estimate
 from bench.limit_table import check_sentence
 from bench.report.slices import evenly
@@ -137,15 +137,7 @@ def _roofs(view: View, row: Mapping[Hashable, Any], profile: Profile) -> Roofs |
     if peak is None or memory is None:
         return None
     cache_bytes = view.analysis.cache_bytes.get((device, threads), 0)
-    return Roofs(peak, memory, cache, cache_bytes, existing_fit=_kept_bytes(profile) <= cache_bytes)
-
-
-def _kept_bytes(profile: Profile) -> float:
-    """What must fit the cache for the next call to find its weights there; infinite where it is not known."""
-    if profile.timeline is None:
-        return math.inf
-    touched = sum(row.existing_bytes or 0 for row in profile.operators)
-    return min(touched, sum(profile.timeline.existing_bytes.values())) + profile.timeline.peak_bytes
+    return Roofs(peak, memory, cache, cache_bytes, existing_fit=bytes_to_keep(profile) <= cache_bytes)
 
 
 def drawn_workloads(cases: Sequence[Profiled], limit: int = MAX_WORKLOADS) -> list[list[Profiled]]:

@@ -36,8 +36,7 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
     case, workload = job.case, job.case.workload
     announce(Announce(case_id=case.id, what="build"))
     device = open_device(workload.device, workload.threads)
-    stored = open_shared(workload, Path(job.folder), device.torch_device)
-    base = own_memory(stored)
+    base = own_memory(open_shared(workload, Path(job.folder), device.torch_device))
     arms: dict[str, Call] = {}
     work: dict[Lever, Work] = {}
     gaps: dict[Lever, str] = {}

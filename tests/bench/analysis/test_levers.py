@@ -152,6 +152,37 @@ def test_weights_that_are_copied_first_make_no_lever() -> None:
     assert "one_expert" not in {pulled.lever for pulled in found.levers}
 
 
+def test_a_lever_that_is_missing_in_one_process_is_left_out_with_the_reason() -> None:
+    base_s, ratios = PLANTED[Limit.COMPUTE]
+    found = records(ratios, base_s)
+    arms = {lever: arm for lever, arm in found[3].arms.items() if lever not in ("threads", "tokens")}
+    found[3] = found[3].model_copy(update={"arms": arms, "gaps": {"tokens": "RuntimeError: no memory"}})
+    check = check_limit(division(COMPUTE=1.0), found, ROOFS, OTHER)
+    assert isinstance(check, LimitCheck)
+    assert {pulled.lever for pulled in check.levers} == {"one_expert", "tiny", "pages"}
+    assert check.gaps == {"tokens": "RuntimeError: no memory", "threads": "it was not pulled in 1 of 6 processes"}
+    assert check.agreement is Agreement.CANNOT_TELL
+
+
+def test_a_cache_that_is_hardly_faster_than_memory_tells_nothing() -> None:
+    base_s, ratios = PLANTED[Limit.COMPUTE]
+    slow = Roofs(peak=1e12, memory=1e10, cache=1.1e10)
+    check = check_limit(division(COMPUTE=1.0), records(ratios, base_s), slow, OTHER)
+    assert isinstance(check, LimitCheck)
+    assert (check.agreement, check.by_levers) == (Agreement.CANNOT_TELL, {})
+    assert "clearly faster" in check.gaps["one_expert"]
+
+
+def test_one_process_is_no_check() -> None:
+    base_s, ratios = PLANTED[Limit.COMPUTE]
+    assert "2 are needed" in str(check_limit(division(COMPUTE=1.0), records(ratios, base_s)[:1], ROOFS, OTHER))
+
+
+def test_where_everything_is_named_nothing_can_agree() -> None:
+    units = {limit: np.full(6, 0.25) for limit in Limit}
+    assert judge([limit for limit in Limit if limit is not Limit.CACHE], units) is Agreement.CANNOT_TELL
+
+
 def test_without_a_process_there_is_a_reason() -> None:
     failed = LimitCheckRecord(environment_hash="e", unix_time_s=0.0, case_id="c", replicate=0, reason="crashed: why")
     assert check_limit(division(HOST=1.0), [failed], ROOFS, None) == "crashed: why"

@@ -91,7 +91,7 @@ def test_a_file_and_its_copy_are_both_right_and_get_no_verdict_from_two_pairs(
         ),
         ("os._exit(7)", 3, "was ok, is crashed: "),
         ("raise KeyError(1)", 3, "was ok, is error: KeyError: 1 (b.py:"),
-        ("__import__('time').sleep(60)", 3, "was ok, is timeout: no answer for 6 s to: result; [measure] timeout"),
+        ("__import__('time').sleep(60)", 3, "was ok, is timeout: no answer for 15 s to: result; [measure] timeout"),
     ],
 )
 def test_a_version_that_fails_costs_its_cases_with_the_reason(
@@ -108,7 +108,7 @@ def test_a_version_that_fails_costs_its_cases_with_the_reason(
                 "b.py",
                 *tiny(),
                 "--set",
-                f"measure.timeout={'6s' if 'sleep' in does else '2m'}",
+                f"measure.timeout={'15s' if 'sleep' in does else '2m'}",
                 "--fail-if",
                 "latency > 5%",
             ]
@@ -295,3 +295,11 @@ def test_options_that_do_not_go_together_are_refused(
     (in_a_folder / "b.py").write_text(LAYER)
     assert main(["compare", "--interleave", "a.py", "b.py", "--quiet", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_isolation_is_refused_where_versions_have_processes_of_their_own(
+    in_a_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (in_a_folder / "b.py").write_text(LAYER)
+    assert main(["compare", "--interleave", "a.py", "b.py", *tiny(), "--set", "measure.isolate=true"]) == 2
+    assert "leave isolate out" in capsys.readouterr().err

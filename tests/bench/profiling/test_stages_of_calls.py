@@ -58,13 +58,13 @@ def test_backward_work_belongs_to_the_stage_that_made_it() -> None:
 def test_time_outside_of_operators_is_idle_in_its_own_stage() -> None:
     def forward(x: torch.Tensor) -> torch.Tensor:
         with stage("dispatch"):
-            time.sleep(0.02)
+            time.sleep(0.2)
         with stage("experts"):
             return x * 2
 
     by_stage = {one.stage: one for one in profile_step(make_step(forward, [], train=False), {}, 0.01).profile.stages}
-    assert by_stage["dispatch"].idle_s >= 0.02
-    assert by_stage["experts"].idle_s < 0.02
+    assert by_stage["dispatch"].idle_s >= 0.2
+    assert by_stage["experts"].idle_s < 0.15
 
 
 def test_experts_are_told_apart_where_they_run_one_after_the_other() -> None:

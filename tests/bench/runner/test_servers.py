@@ -13,7 +13,7 @@ from impls.spec import LayerSpec
 
 PATIENCE_S = 60.0
 """For what must not be found silent, however busy the machine is."""
-SILENCE_S = 2.0
+SILENCE_S = 5.0
 """For what must."""
 WORKLOAD = Workload(layer=LayerSpec(d_model=4, d_ff=4, num_experts=2, top_k=1), num_tokens=2)
 
@@ -31,7 +31,7 @@ def job(impl: str) -> QualifyJob:
         ("crash", Status.CRASHED, "SIGSEGV"),
         ("killed", Status.CRASHED, "SIGKILL"),
         ("kill_server", Status.CRASHED, "server process ended"),
-        ("hang", Status.TIMEOUT, "said nothing for 2 s while at: build"),
+        ("hang", Status.TIMEOUT, "said nothing for 5 s while at: build"),
         ("print_for_ever", Status.TIMEOUT, "said nothing"),
         ("announce_for_ever", Status.TIMEOUT, "did not get to an answer"),
         ("exit_0", Status.CRASHED, "exit code 0 and no answer"),
