@@ -59,9 +59,9 @@ def test_a_preset_of_ours_takes_minutes(name: str) -> None:
 
 
 def test_profiles_and_checks_of_limits_come_after_the_budget() -> None:
-    found = [estimate(load_sweep("limits", {"workload.device": "cpu"} | given)) for given in (
-        {}, {"measure.check_limits": False}, {"measure.check_limits": False, "measure.profile": False},
-    )]  # fmt: skip
+    unchecked: dict[str, object] = {"workload.device": "cpu", "measure.check_limits": False}
+    given: list[dict[str, object]] = [{"workload.device": "cpu"}, unchecked, unchecked | {"measure.profile": False}]
+    found = [estimate(load_sweep("limits", overrides)) for overrides in given]
     assert found[0].after_s > 2 * found[1].after_s > 0
     assert found[2].after_s == 0
     assert len({one.most_s for one in found}) == 1
