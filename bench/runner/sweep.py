@@ -154,8 +154,8 @@ def _note_end(session: Session, timing: Timing, energy: EnergyPass) -> None:
     """Note that all that was asked for is done; or what is not, because the budget was spent."""
     measure, undone = session.sweep.measure, []
     num_workloads, missing = len(session.qualified()), timing.missing_processes()
-    if open_cases := session.open_cases():
-        undone.append(f"{len(open_cases)} of {len(session.sweep.cases)} cases were not run")
+    if num_not_run := _num_not_run(session):
+        undone.append(f"{num_not_run} of {len(session.sweep.cases)} cases were not run")
     if missing:
         fewest = measure.processes - max(missing.values())
         undone.append(
@@ -178,8 +178,9 @@ def _note_end(session: Session, timing: Timing, energy: EnergyPass) -> None:
 
 def _num_not_run(session: Session) -> int:
     timed = {record.workload_id for record in session.of_kind(SamplesRecord)}
-    untimed = [cases for key, cases in session.qualified().items() if key not in timed]
-    return len(session.open_cases()) + sum(map(len, untimed))
+    settled = [case for case in session.sweep.cases if case.id in session.outcomes]
+    right = [case for case in settled if session.outcomes[case.id].status is Status.OK]
+    return len(session.open_cases()) + sum(case.workload.id not in timed for case in right)
 
 
 def _read_unfinished(folder: Path, sweep: Sweep) -> list[AnyRecord]:
