@@ -8,11 +8,12 @@ import time
 from bench import environment
 from bench.cases import Case, Workload
 from bench.runner import schedule
+from bench.runner.ceilings import ceilings_of, measure_ceilings
 from bench.runner.fleet import Fleet
-from bench.runner.protocol import CeilingJob, LimitCheckJob
+from bench.runner.protocol import LimitCheckJob
 from bench.runner.servers import ForkServer
 from bench.runner.session import Session, short_name
-from bench.store.schema import CeilingRecord, LimitCheckRecord, ProfileRecord, Status
+from bench.store.schema import LimitCheckRecord, ProfileRecord, Status
 
 PROCESSES = 6
 """As few as a t interval is still of use with: a share has to be told from another, not from itself within 1 %."""
@@ -88,23 +89,8 @@ def _ceilings(session: Session, server: ForkServer, cases: list[Case], replicate
     """What the machine can do with the other number of threads, as often as with the case's own."""
     if replicate >= schedule.NUM_CEILING_REPLICATES:
         return
-    known = {(r.what, r.device, r.dtype, r.threads, r.replicate) for r in session.of_kind(CeilingRecord)}
-    wanted = set()
-    for workload in {case.workload.id: case.workload for case in cases}.values():
-        if threads := other_threads(workload):
-            wanted |= {("matmul", workload.device, workload.dtype, threads)}
-            wanted |= {(what, workload.device, "float32", threads) for what in ("memory", "cache")}
-    for what, device, dtype, threads in sorted(wanted):
-        if (what, device, dtype, threads, replicate) in known:
-            continue
-        fields = {"what": what, "device": device, "dtype": dtype, "threads": threads}
-        job = CeilingJob.model_validate(fields | {"time_budget_s": CEILING_S})
-        answer = server.execute(job, session.sweep.measure.timeout_s)
-        if answer.status is Status.OK:
-            session.record(
-                CeilingRecord,
-                replicate=replicate,
-                per_s=answer.per_s,
-                working_set_bytes=answer.working_set_bytes,
-                **fields,
-            )
+    others = {case.workload.id: case.workload for case in cases}.values()
+    wanted = ceilings_of(
+        workload.model_copy(update={"threads": threads}) for workload in others if (threads := other_threads(workload))
+    )
+    measure_ceilings(session, server, replicate, wanted, CEILING_S, lambda: CEILING_S * len(wanted))

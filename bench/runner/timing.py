@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from bench.analysis.statistics import half_widths
 from bench.cases import Case, Workload
 from bench.runner import schedule
+from bench.runner.ceilings import ceilings_of, measure_ceilings
 from bench.runner.fleet import Fleet
 from bench.runner.isolation import one_each
-from bench.runner.protocol import CONTROL_ARMS, Answer, CeilingJob, ControlJob, TimeJob
+from bench.runner.protocol import CONTROL_ARMS, Answer, ControlJob, TimeJob
 from bench.runner.servers import ForkServer
 from bench.runner.session import MIN_ROUND_S, Session, short_workload
-from bench.store.schema import CeilingRecord, ControlRecord, SamplesRecord, Status
+from bench.store.schema import ControlRecord, SamplesRecord, Status
 
 MAX_FAILURES = 3
 
@@ -250,26 +251,6 @@ class Timing:
         )
 
     def _ceilings(self, server: ForkServer, replicate: int) -> None:
-        known = {(r.what, r.device, r.dtype, r.threads, r.replicate) for r in self._session.of_kind(CeilingRecord)}
-        places = [self._workloads[key] for key in self._session.qualified()]
-        wanted = {("matmul", place.device, place.dtype, place.threads) for place in places}
-        wanted |= {(what, p.device, "float32", p.threads) for p in places for what in ("memory", "cache")}
+        wanted = ceilings_of(self._workloads[key] for key in self._session.qualified())
         share_s = schedule.ceiling_share(self._measure.budget_s, len(wanted) * schedule.NUM_CEILING_REPLICATES)
-        for what, device, dtype, threads in sorted(wanted):
-            if (what, device, dtype, threads, replicate) in known:
-                continue
-            self._session.update("ceilings", f"{what} {dtype}", self._available_s())
-            fields = {"what": what, "device": device, "dtype": dtype, "threads": threads}
-            answer = server.execute(
-                CeilingJob.model_validate(fields | {"time_budget_s": share_s}), self._measure.timeout_s
-            )
-            if answer.status is Status.OK:
-                self._session.record(
-                    CeilingRecord,
-                    replicate=replicate,
-                    per_s=answer.per_s,
-                    working_set_bytes=answer.working_set_bytes,
-                    **fields,
-                )
-            else:
-                self._session.note("warning", f"the {what} ceiling of {device} was not measured: {answer.reason}")
+        measure_ceilings(self._session, server, replicate, wanted, share_s, self._available_s)
