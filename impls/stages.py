@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
+from torch._C._profiler import _RecordFunctionFast  # the public record_function costs ten times as much: 13 us a range
 from torch.profiler import record_function
 
 Stage = Literal["route", "dispatch", "experts", "combine", "shared"]
@@ -32,7 +33,8 @@ def stage(name: Stage, expert: int | None = None) -> AbstractContextManager[obje
     """
     if not _recording:
         return _NOTHING
-    return _range(PREFIX + name if expert is None else f"{PREFIX}{name}#{expert}")
+    title = PREFIX + name if expert is None else f"{PREFIX}{name}#{expert}"
+    return _nvtx_range(title) if _nvtx else _RecordFunctionFast(title)
 
 
 @contextlib.contextmanager
@@ -48,6 +50,6 @@ def recording(*, nvtx: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _range(name: str) -> Iterator[None]:
-    with record_function(name), torch.cuda.nvtx.range(name) if _nvtx else _NOTHING:
+def _nvtx_range(name: str) -> Iterator[None]:
+    with record_function(name), torch.cuda.nvtx.range(name):
         yield

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-ALIKE = 0.75
-"""A resource with so much of the largest one's share is named beside it: a profile does not tell them apart."""
+FAR, NEAR = 1 / 8, 1 / 2
+"""Kernels that spend less than the first share of their time at a roof are far from it, from the second on near."""
+ALIKE = 0.15
+"""A resource whose share of the time is less than this below the largest is named beside it.
+
+A profile does not tell them apart: on a quiet machine its shares and those that levers find differ by so much.
+"""
 
 
 class Limit(StrEnum):
@@ -17,7 +23,19 @@ class Limit(StrEnum):
     MEMORY = "memory"
     CACHE = "cache"
     HOST = "host"
+    FIRST_TOUCH = "first touch"
     BELOW_ROOF = "below the roof"
+
+
+def nearness(share: float) -> float:
+    """How far a kernel that spends this share of its time at a roof is limited by that roof, between 0 and 1.
+
+    All of it from :data:`NEAR` on, nothing up to :data:`FAR`, and by the logarithm in between: there is no edge at
+    which a little noise would give a case another name.
+    """
+    if share <= FAR:
+        return 0.0
+    return min(1.0, math.log(share / FAR) / math.log(NEAR / FAR))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +46,7 @@ class Division:
         stage: name of the stage; empty for the whole case.
         phase: ``forward`` or ``backward``; empty for the whole case.
         seconds: by cause; they add up to the time.
-        below: the part of ``seconds[BELOW_ROOF]`` that is in kernels near a roof, by that roof.
+        below: the part of ``seconds[BELOW_ROOF]`` that is in kernels near a roof, by that roof (:func:`nearness`).
     """
 
     stage: str
@@ -37,7 +55,7 @@ class Division:
     below: dict[Limit, float] = field(default_factory=lambda: dict.fromkeys(Limit, 0.0))
 
     def by_resource(self) -> dict[Limit, float]:
-        """The same time by what limits it: a kernel near its roof belongs to that roof as a whole."""
+        """The same time by what limits it: of a kernel near its roof, what is lost beyond the roof too."""
         near = {limit: self.seconds[limit] + self.below[limit] for limit in Limit}
         near[Limit.BELOW_ROOF] = self.seconds[Limit.BELOW_ROOF] - sum(self.below.values())
         return near
@@ -47,7 +65,8 @@ class Division:
         """The resource that takes the most time, and those that take nearly as much (:data:`ALIKE`), largest first."""
         near = self.by_resource()
         ranked = sorted(Limit, key=lambda limit: -near[limit])
-        return tuple(limit for limit in ranked if limit is ranked[0] or near[limit] >= ALIKE * near[ranked[0]] > 0)
+        least = near[ranked[0]] - ALIKE * sum(near.values())
+        return tuple(limit for limit in ranked if limit is ranked[0] or near[limit] > max(least, 0.0))
 
     @property
     def limit(self) -> Limit:

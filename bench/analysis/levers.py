@@ -3,24 +3,27 @@
 Each lever changes one thing and leaves the others (:data:`bench.store.levers.LEVERS`), so a share of the time can be
 read off what the call's time does then:
 
+* **first touch**: what goes with ``pages``, where memory that was given back is kept. The other levers are pulled
+  beside the case as it is then, and divide what is left;
 * **host**: what stays with ``tiny``, where the operators have next to nothing to do;
-* **memory**: what goes with ``one_expert``, where weights come from a cache, over what goes where all the time is
-  memory's: the cache reads that much faster, not infinitely fast;
+* **memory**: what goes with ``one_expert``, where all experts have the first one's weights, which fit a cache. An
+  implementation that packs weights would pack these again: there it is nothing where all that the call touches is known
+  to fit the cache, and else what the call takes beyond ``few_experts``, as many times as it has more of them;
 * what **follows the work**: what comes with ``tokens``, less what more reading adds, over the growth of the arithmetic.
-  It is compute where the arithmetic needs at least :data:`~bench.analysis.limits.NEAR` of it at the matrix peak, memory
-  where the bytes made do so at memory's bandwidth, and else below the roof;
-* **the rest** follows nothing: below the roof, unless it is writing what does not grow with tokens (gradients).
-
-These are shares of the time in which memory is kept (``pages``), and the levers are timed so; what that took away were
-first touches of pages, which are below the roof.
+  It is compute as far as it is near the matrix peak (:func:`~bench.analysis.divisions.nearness`), memory as far as the
+  bytes made are near memory's bandwidth, whichever needs more, and else below the roof;
+* **the rest** follows nothing. It is the cache's as far as reading the weights from there is near the cache's
+  bandwidth, memory's as far as writing what does not grow with tokens (gradients) is near memory's, and else below the
+  roof.
 
 So the same time is accounted for twice, once by the profiler and once by levers. The named limit, or one of those that
 are named together, *agrees* where the levers' share of it is surely the largest, *disagrees* where another is surely
-larger, and else nothing can be said; surely is by a t interval over processes. The cache cannot be told from the
-arithmetic in this way.
+larger, and else nothing can be said; surely is by a t interval over processes. Where ``one_expert`` or ``tiny`` cannot
+be pulled, its share may be anything between nothing and all that the other levers leave, and what is said must hold at
+both ends.
 
 Beside the shares stands what the profile's division predicts of every lever, with what the lever did. Time below the
-roof may follow its work or not, so predictions are ranges. ``threads`` and ``pages`` have only these.
+roof may follow its work or not, so predictions are ranges. ``threads`` has only these.
 """
 
 from __future__ import annotations
@@ -29,11 +32,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 
 import numpy as np
 
-from bench.analysis.divisions import Division, Limit
-from bench.analysis.limits import NEAR
+from bench.analysis.divisions import Division, Limit, nearness
 from bench.analysis.model import Estimate
 from bench.analysis.statistics import ERROR_RATE, Spread
 from bench.store.levers import Lever, Work
@@ -52,11 +55,16 @@ class Agreement(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Roofs:
-    """What the machine can do with one number of threads: operations, and bytes from memory and cache, per second."""
+    """What the machine can do with one number of threads: operations, and bytes from memory and cache, per second.
+
+    Attributes:
+        cache_bytes: what is known to stay in the cache from call to call; 0 where it is flushed.
+    """
 
     peak: float
     memory: float
     cache: float
+    cache_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,7 @@ class LimitCheck:
     Attributes:
         named: the limits that the profile names.
         by_profile: shares of the time by what limits it.
-        by_levers: the same without a profiler, with intervals; empty where a lever is missing.
+        by_levers: the same without a profiler, with intervals; empty where ``tokens`` was not pulled.
         levers: what each did.
         agreement: whether the two name the same limit.
         gaps: which levers could not be pulled, and why.
@@ -104,68 +112,102 @@ MIN_PROCESSES = 2
 """Fewer have no spread."""
 COPIES = 1.02
 """With one expert's weights for all, so many times as many bytes are moved at most, unless somebody copies weights."""
-CLEARLY = 1.5
-"""The cache reads so many times as fast as memory at least, where a lever is to tell the two apart."""
-NEEDED: tuple[Lever, ...] = ("tokens", "one_expert", "tiny")
+OPEN: Mapping[Limit, tuple[Lever, ...]] = {Limit.MEMORY: ("one_expert", "few_experts"), Limit.HOST: ("tiny",)}
+"""Shares that are not known where all of these levers are missing."""
 
 
 def responses(lever: Lever, work: Mapping[Lever, Work], roofs: Roofs, other: Roofs | None) -> dict[Limit, Range]:
     """By what factor a time changes with a lever, by what limits it: the lowest and the highest."""
     factors = dict.fromkeys((Limit.COMPUTE, Limit.MEMORY, Limit.CACHE, Limit.HOST), 1.0)
+    same = dict.fromkeys(Limit, (1.0, 1.0))
     if lever == "pages":
-        return dict.fromkeys(factors, (1.0, 1.0)) | {Limit.BELOW_ROOF: (0.0, 1.0)}
+        return same | {Limit.FIRST_TOUCH: (0.0, 0.0)}
+    if lever == "one_expert":
+        base = work["base"]
+        # what is read of weights goes; what is read and written of other tensors stays
+        return same | {Limit.MEMORY: (0.0, 1 - _ratio(base.existing_bytes, base.moved_bytes))}
+    if lever == "few_experts":
+        part = _ratio(work[lever].flops, work["base"].flops)
+        return dict.fromkeys(Limit, (part, part)) | {Limit.HOST: (1.0, 1.0), Limit.MEMORY: (0.0, part)}
     if lever == "threads":
         if other is not None:
             factors[Limit.COMPUTE] = roofs.peak / other.peak
             factors[Limit.MEMORY], factors[Limit.CACHE] = roofs.memory / other.memory, roofs.cache / other.cache
-    elif lever == "one_expert":
-        base = work["base"]
-        read = base.existing_bytes / base.moved_bytes if base.moved_bytes else 0.0
-        factors[Limit.MEMORY] = 1 - read * (1 - _cached(roofs))
     elif lever in work:
         base, changed = work["base"], work[lever]
         factors[Limit.COMPUTE] = _ratio(changed.flops, base.flops)
         factors[Limit.MEMORY] = factors[Limit.CACHE] = _ratio(changed.moved_bytes, base.moved_bytes)
     known = factors.values()
-    return {limit: (factor, factor) for limit, factor in factors.items()} | {Limit.BELOW_ROOF: (min(known), max(known))}
+    return same | {limit: (one, one) for limit, one in factors.items()} | {Limit.BELOW_ROOF: (min(known), max(known))}
 
 
-def predict(shares: Mapping[Limit, float], answers: Mapping[Limit, Range]) -> Range:
-    """The ratio of times that shares of the time give, from what each answers a lever with."""
-    low, high = (sum(share * answers[limit][end] for limit, share in shares.items()) for end in (0, 1))
+def predict(lever: Lever, shares: Mapping[Limit, float], answers: Mapping[Limit, Range]) -> Range:
+    """The ratio of times that shares of the time give, from what each answers a lever with.
+
+    All but ``pages`` are pulled where nothing is touched for the first time, so they divide what is left without that.
+    """
+    if lever != "pages":
+        shares = {limit: share for limit, share in shares.items() if limit is not Limit.FIRST_TOUCH}
+    whole = sum(shares.values()) or 1.0
+    low, high = (sum(share * answers[limit][end] for limit, share in shares.items()) / whole for end in (0, 1))
     return low, high
 
 
 def shares_by_levers(
-    ratios: Mapping[Lever, float], base_s: float, work: Mapping[Lever, Work], roofs: Roofs
+    ratios: Mapping[Lever, float],
+    base_s: float,
+    work: Mapping[Lever, Work],
+    roofs: Roofs,
+    unknown: Mapping[Limit, float] | None = None,
 ) -> dict[Limit, float]:
-    """The shares of a call's time that follow from what :data:`NEEDED` levers did to it; they add up to about 1.
+    """The shares of a call's time that follow from what levers did to it; they add up to about 1.
 
     Args:
         ratios: time with a lever over the time without.
         base_s: the time without, where memory is kept.
         work: what every variant has to do.
         roofs: of the machine.
+        unknown: where ``tiny`` or every lever for memory is missing, which part its share is taken to be of the rest.
     """
-    base, doubled, tiny = work["base"], work["tokens"], work["tiny"]
-    left = max(_ratio(tiny.flops, base.flops), _ratio(tiny.moved_bytes, base.moved_bytes))
-    host = _share((ratios["tiny"] - left) / (1 - left)) if left < 1 else 0.0
-    memory = _share((1 - ratios["one_expert"]) / (1 - _cached(roofs)))
-    more_reading = memory * (_ratio(doubled.existing_bytes, base.existing_bytes) - 1)
+    unknown = unknown or {}
+    base, doubled = work["base"], work["tokens"]
     growth = _ratio(doubled.flops, base.flops) - 1
-    following = _share((ratios["tokens"] - 1 - more_reading) / growth) if growth > 0 else 0.0
+    grown = (ratios["tokens"] - 1) / growth if growth > 0 else 0.0
+    host = _hosts(ratios, work) if "tiny" in ratios else unknown[Limit.HOST] * _share(1 - grown)
+    if "one_expert" in ratios:
+        memory = _share(1 - ratios["one_expert"])
+    elif base.moved_bytes <= roofs.cache_bytes:
+        memory = 0.0
+    elif "few_experts" in ratios:
+        times = _ratio(base.flops, work["few_experts"].flops)
+        memory = _share(1 - host - times * (ratios["few_experts"] - host))
+    else:
+        memory = unknown[Limit.MEMORY] * _share(1 - host - grown)
+    more_reading = memory * (_ratio(doubled.existing_bytes, base.existing_bytes) - 1)
+    following = _share(grown - more_reading / growth) if growth > 0 else 0.0
     rest = max(0.0, 1 - host - memory - following)
     made, made_more = base.moved_bytes - base.existing_bytes, doubled.moved_bytes - doubled.existing_bytes
     growing = min(made, max(0, made_more - made))
     shares = dict.fromkeys(Limit, 0.0)
     shares[Limit.HOST], shares[Limit.MEMORY] = host, memory
-    needs = {Limit.COMPUTE: base.flops / roofs.peak, Limit.MEMORY: growing / roofs.memory}
-    shares[_booked(needs, following * base_s)] += following
-    shares[_booked({Limit.MEMORY: (made - growing) / roofs.memory}, rest * base_s)] += rest
+    follows = {Limit.COMPUTE: base.flops / roofs.peak, Limit.MEMORY: growing / roofs.memory}
+    stays = {Limit.CACHE: base.existing_bytes / roofs.cache, Limit.MEMORY: (made - growing) / roofs.memory}
+    for needs_s, share in ((follows, following), (stays, rest)):
+        limit = max(needs_s, key=lambda one: needs_s[one])
+        near = nearness(needs_s[limit] / (share * base_s)) if share * base_s > 0 else 0.0
+        shares[limit] += near * share
+        shares[Limit.BELOW_ROOF] += (1 - near) * share
     kept = _share(ratios.get("pages", 1.0))
     shares = {limit: kept * share for limit, share in shares.items()}
-    shares[Limit.BELOW_ROOF] += 1 - kept
+    shares[Limit.FIRST_TOUCH] += 1 - kept
     return shares
+
+
+def _hosts(ratios: Mapping[Lever, float], work: Mapping[Lever, Work]) -> float:
+    """The host's share: what stays with next to no work, less what is left of the work."""
+    base, tiny = work["base"], work["tiny"]
+    left = max(_ratio(tiny.flops, base.flops), _ratio(tiny.moved_bytes, base.moved_bytes))
+    return _share((ratios["tiny"] - left) / (1 - left)) if left < 1 else 0.0
 
 
 def check_limit(
@@ -183,39 +225,66 @@ def check_limit(
     if len(good) < MIN_PROCESSES:
         failed = [record.reason for record in records if record.reason]
         return failed[0] if failed else f"levers were pulled in {len(good)} processes, and {MIN_PROCESSES} are needed"
-    work = good[0].work
+    work = next((record.work for record in good if record.work), None)
+    if work is None:
+        return "what the variants have to do was not counted"
     gaps = {lever: reason for record in good for lever, reason in record.gaps.items()}
     ratios = [_ratios(record) for record in good]
     for lever in {lever for one in ratios for lever in one}:
         missing = sum(lever not in one for one in ratios)
         if missing:
             gaps.setdefault(lever, f"it was not pulled in {missing} of {len(good)} processes")
-    if roofs.cache < CLEARLY * roofs.memory:
-        gaps["one_expert"] = "no cache is known here that is clearly faster than memory"
     if "one_expert" in work and work["one_expert"].moved_bytes > COPIES * work["base"].moved_bytes:
         gaps["one_expert"] = "the implementation first copies weights that are not one block, which is other work"
     total = sum(division.seconds.values())
     by_profile = {limit: seconds / total for limit, seconds in division.by_resource().items()} if total else {}
+    pulled = [{lever: ratio for lever, ratio in one.items() if lever not in gaps} for one in ratios]
     levers = [
-        Pulled(lever, predict(by_profile, responses(lever, work, roofs, other)), _ratio_estimate(ratios, lever))
-        for lever in ratios[0]
-        if lever not in gaps
+        Pulled(lever, predict(lever, by_profile, responses(lever, work, roofs, other)), _ratio_estimate(pulled, lever))
+        for lever in pulled[0]
     ]
     by_levers: dict[Limit, Estimate] = {}
     agreement = Agreement.CANNOT_TELL
-    if not any(lever in gaps for lever in NEEDED):
+    if "tokens" in pulled[0]:
         base_s = [statistics.median(record.arms[record.reference].latency_s) for record in good]
-        found = [shares_by_levers(one, s, work, roofs) for one, s in zip(ratios, base_s, strict=True)]
-        units = {limit: np.array([shares[limit] for shares in found]) for limit in Limit}
-        by_levers = {limit: _interval(unit, 1 - ERROR_RATE) for limit, unit in units.items()}
-        agreement = judge(division.limits, units)
+        ends = [
+            _units([shares_by_levers(one, s, work, roofs, unknown) for one, s in zip(pulled, base_s, strict=True)])
+            for unknown in _unknowns(pulled[0])
+        ]
+        by_levers = {limit: _hull([_interval(units[limit], 1 - ERROR_RATE) for units in ends]) for limit in Limit}
+        agreement = judge(division.limits, ends)
     return LimitCheck(division.limits, by_profile, by_levers, levers, agreement, gaps)
 
 
-def judge(named: Sequence[Limit], units: Mapping[Limit, np.ndarray]) -> Agreement:
-    """Whether the largest of the named shares is surely larger than all others, from one share a process and limit."""
-    rivals = [limit for limit in Limit if limit not in (*named, Limit.CACHE)]
-    if Limit.CACHE in named or not rivals:
+def _unknowns(pulled: Mapping[Lever, float]) -> list[dict[Limit, float]]:
+    """The ends of what the shares of missing levers may be; one that says nothing where none is missing."""
+    missing = [limit for limit, levers in OPEN.items() if not any(lever in pulled for lever in levers)]
+    return [dict(zip(missing, parts, strict=True)) for parts in product((0.0, 1.0), repeat=len(missing))]
+
+
+def _units(shares: Sequence[Mapping[Limit, float]]) -> dict[Limit, np.ndarray]:
+    return {limit: np.array([one[limit] for one in shares]) for limit in Limit}
+
+
+def _hull(estimates: Sequence[Estimate]) -> Estimate:
+    low, high = min(one.low for one in estimates), max(one.high for one in estimates)
+    return Estimate(statistics.mean(one.value for one in estimates), low, high)
+
+
+def judge(named: Sequence[Limit], ends: Sequence[Mapping[Limit, np.ndarray]]) -> Agreement:
+    """Whether the largest of the named shares is surely larger than all others.
+
+    Args:
+        named: by the profile.
+        ends: one share a process and limit, for each end of what is not known; all must say the same.
+    """
+    found = {_judge_one(named, units) for units in ends}
+    return found.pop() if len(found) == 1 else Agreement.CANNOT_TELL
+
+
+def _judge_one(named: Sequence[Limit], units: Mapping[Limit, np.ndarray]) -> Agreement:
+    rivals = [limit for limit in Limit if limit not in named]
+    if not rivals:
         return Agreement.CANNOT_TELL
     largest = max(named, key=lambda limit: units[limit].mean())
     leads = [_interval(units[largest] - units[rival], 1 - ERROR_RATE / len(rivals)) for rival in rivals]
@@ -247,17 +316,6 @@ def _interval(unit: np.ndarray, level: float) -> Estimate:
     half = float(Spread.of([unit]).half_width(level)[0])
     mean = float(unit.mean())
     return Estimate(mean, mean - half, mean + half)
-
-
-def _cached(roofs: Roofs) -> float:
-    """What is left of the time of reading from memory where the same comes from the cache."""
-    return min(1.0, roofs.memory / roofs.cache)
-
-
-def _booked(needs_s: Mapping[Limit, float], time_s: float) -> Limit:
-    """The roof that a time is near to, or that it is far from all."""
-    most = max(needs_s, key=lambda limit: needs_s[limit])
-    return most if needs_s[most] >= NEAR * time_s > 0 else Limit.BELOW_ROOF
 
 
 def _ratio(changed: int, base: int) -> float:

@@ -1,26 +1,28 @@
-"""What limits a case: arithmetic, memory, cache, the host, or kernels that run far below every roof.
+"""What limits a case: arithmetic, memory, cache, the host, first touches, or kernels that run far below every roof.
 
-A profile's time is divided among five causes:
+A profile's time is divided among six causes:
 
 * **compute**: what the matrix products need at this machine's measured matrix peak;
 * **memory** and **cache**: where an operator's bytes need longer than its arithmetic, what they need at the measured
   bandwidths. What was there before the call (weights, tokens) comes from the cache only where all of it, and the
-  call's peak, are known to fit; what the call itself made, where the operator's own bytes do.
-  A product of a CPU whose weights come from memory reads them before it multiplies, at :data:`READING` of the
-  bandwidth: such a product's time is arithmetic and memory in the proportion of what the two need;
-* **host**: time in which no operator ran (Python, autograd, giving memory back, waiting for the next call); what it
-  costs to call an operator at all, which is read off those that only look at a tensor in another way; and operators
-  whose work needs less than that;
+  call's peak, are known to fit; what the call itself made, where the operator's own bytes do. A product on a CPU was
+  also timed with what it multiplies in the cache (:mod:`bench.profiling.replay`): if something of it came from memory,
+  what it took longer in the call is memory's;
+* **first touch**: writing to pages for the first time because their memory was given back to the system, and giving it
+  back: their number in a plain call times what one costs, measured beside it;
+* **host**: time in which no operator ran (Python, autograd, waiting for the next call); what it costs to call an
+  operator at all, which is read off those that only look at a tensor in another way; and operators whose work needs
+  less than that;
 * **below the roof**: what is left. A kernel ran, and the machine could have done its work faster: products too small,
-  shapes that fit the processor badly, memory touched for the first time.
+  shapes that fit the processor badly.
 
-The case is limited by the resource whose kernels take the most time, where a kernel that spends at least :data:`NEAR`
-of its time at its roof is limited by that roof as a whole: products at half of the peak are arithmetic, and twice the
-threads help them. What is further from its roof than that is limited by none. Resources with nearly the same time are
-named together.
+The case is limited by the resource whose kernels take the most time. A kernel that spends half of its time at its roof
+is limited by that roof as a whole, because twice the threads or half the work help all of it; one that spends an eighth
+there is limited by none; between them the time beyond the roof is divided
+(:func:`~bench.analysis.divisions.nearness`). Resources with nearly the same time are named together.
 
-The profiler itself costs time where operators are called; how much is known (``whole_s - plain_s``), and it is taken
-from the host's share, as far as that reaches.
+The profiler itself costs time with every event that it writes down. How much is known (``whole_s - plain_s``), and it
+is taken from where the events are: those inside of an operator from its time, the others from the host's.
 
 On a device that works on its own, the host runs ahead: what it does meanwhile costs nothing. There the host's share is
 the time in which the device had nothing to do, and a stage's part of it is in proportion to the time by which the host
@@ -31,29 +33,22 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.analysis.divisions import CaseLimit, Division, Limit
+from bench.analysis.divisions import CaseLimit, Division, Limit, nearness
 from bench.analysis.roofline import Ceilings
 from bench.cases import Workload
 from bench.store.profiles import OperatorTime, Profile
-
-NEAR = 0.25
-"""Share of its time that a kernel spends at its roof at least, to be limited by that roof."""
-READING = 0.25
-"""Of main memory's bandwidth, the part that a CPU's matrix product reaches in reading weights.
-
-Bandwidth is measured on one long stretch with all threads. A product reads one expert's weights, packs them, and only
-then multiplies; those of small experts are read by one thread. Levers (:mod:`bench.analysis.levers`) measured 0.21 to
-0.29 on 16 tokens and 64 experts of 128 (docs/profiling.md).
-"""
 
 ADVICE = {
     Limit.COMPUTE: "Less arithmetic helps: a shorter number format, fewer or smaller experts per token.",
     Limit.MEMORY: "Fewer bytes help: a shorter number format, weights that are read once for more tokens.",
     Limit.CACHE: "Fewer passes over the tokens help: operators that do more at once, or larger experts.",
     Limit.HOST: "Fewer operators help: batched or grouped products instead of one an expert, compilation, more tokens.",
+    Limit.FIRST_TOUCH: "Memory that is kept helps: buffers that are used again, gradients that are not set to None, or "
+    "an allocator that gives nothing back (with glibc, MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_).",
     Limit.BELOW_ROOF: "Other shapes help: more tokens an expert, fewer and larger experts, another implementation.",
 }
 
@@ -68,10 +63,9 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
     if isinstance(roofs, str):
         return roofs
     peak, memory, cache, cache_bytes = roofs
-    calling_s = 0.0 if profile.on_device else _calling_s(profile.operators)
-    speeds = _Speeds(
-        peak, memory, cache, cache_bytes, existing_fit=False, calling_s=calling_s, overlaps=profile.on_device
-    )
+    watching = _Watching.of(profile)
+    calling_s = 0.0 if profile.on_device else _calling_s(profile.operators, watching)
+    speeds = _Speeds(peak, memory, cache, cache_bytes, existing_fit=False, calling_s=calling_s)
     if workload.cache == "warm":
         speeds = replace(speeds, existing_fit=bytes_to_keep(profile) <= cache_bytes)
     else:
@@ -80,25 +74,72 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
         (stage.phase, stage.stage): Division(stage.stage, stage.phase) for stage in profile.stages
     }
     for row in profile.operators:
-        _divide(row, stages.setdefault((row.phase, row.stage), Division(row.stage, row.phase)), speeds)
-    (_add_gaps if profile.on_device else _add_idle)(profile, stages)
+        into = stages.setdefault((row.phase, row.stage), Division(row.stage, row.phase))
+        _divide(row, into, speeds, watching)
+    if profile.on_device:
+        _add_gaps(profile, stages)
+    else:
+        _add_idle(profile, stages, watching)
     whole = Division("", "")
     for division in stages.values():
         for limit in Limit:
             whole.seconds[limit] += division.seconds[limit]
             whole.below[limit] += division.below[limit]
-    profiler_s = max(0.0, profile.whole_s - profile.plain_s)
-    whole.seconds[Limit.HOST] = max(0.0, whole.seconds[Limit.HOST] - profiler_s)
+    whole.seconds[Limit.HOST] = max(0.0, whole.seconds[Limit.HOST] - watching.outside_s)
+    _move_touches(profile, whole)
     return CaseLimit(whole, list(stages.values()), _sentence(whole, profile, peak))
 
 
-def _add_idle(profile: Profile, stages: Mapping[tuple[str, str], Division]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Watching:
+    """What the profiler's own work cost, and which operators touched how much memory for the first time.
+
+    Attributes:
+        event_s: seconds that an event costs.
+        outside_s: of all events that are in no operator.
+        touch_s: seconds that a page costs which the ledger saw an operator touch first, scaled to a plain call's.
+    """
+
+    event_s: float
+    outside_s: float
+    touch_s: float
+
+    @classmethod
+    def of(cls, profile: Profile) -> _Watching:
+        spent_s = max(0.0, profile.whole_s - profile.plain_s)
+        inside = sum(row.events for row in profile.operators)
+        event_s = spent_s / profile.events if profile.events and not profile.on_device else 0.0
+        seen = sum(row.first_touches or 0 for row in profile.operators)
+        pages = profile.pages
+        touch_s = pages.touch_s * min(1.0, pages.num_pages / seen) if pages is not None and seen else 0.0
+        return cls(event_s, spent_s - event_s * min(inside, profile.events), touch_s)
+
+    def time_s(self, row: OperatorTime) -> float:
+        """What an operator takes when nobody watches."""
+        return max(0.0, row.seconds - self.event_s * row.events)
+
+
+def _add_idle(profile: Profile, stages: Mapping[tuple[str, str], Division], watching: _Watching) -> None:
     """The host's share where it does the work itself."""
+    inside_s: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for row in profile.operators:
+        inside_s[row.phase, row.stage] += row.seconds - watching.time_s(row)
     for stage in profile.stages:
         seconds = stages[stage.phase, stage.stage].seconds
         seconds[Limit.HOST] += min(stage.idle_s, stage.host_s)
         # what is in no row is spent between operators, by those that are made of others
-        seconds[Limit.HOST] += max(0.0, stage.host_s - sum(seconds.values()))
+        left_s = stage.host_s - inside_s[stage.phase, stage.stage] - sum(seconds.values())
+        seconds[Limit.HOST] += max(0.0, left_s)
+
+
+def _move_touches(profile: Profile, whole: Division) -> None:
+    """Take from the host what first touches cost outside of operators: giving pages back, and what nobody placed."""
+    if profile.pages is None:
+        return
+    all_s = profile.pages.num_pages * (profile.pages.touch_s + profile.pages.return_s)
+    moved_s = min(whole.seconds[Limit.HOST], max(0.0, all_s - whole.seconds[Limit.FIRST_TOUCH]))
+    whole.seconds[Limit.HOST] -= moved_s
+    whole.seconds[Limit.FIRST_TOUCH] += moved_s
 
 
 def _add_gaps(profile: Profile, stages: Mapping[tuple[str, str], Division]) -> None:
@@ -121,7 +162,6 @@ class _Speeds:
     Attributes:
         existing_fit: whether weights and tokens stay in the cache from call to call.
         calling_s: what calling an operator costs at all.
-        overlaps: whether a product multiplies while it reads.
     """
 
     peak: float
@@ -130,7 +170,6 @@ class _Speeds:
     cache_bytes: int
     existing_fit: bool
     calling_s: float
-    overlaps: bool
 
 
 def bytes_to_keep(profile: Profile) -> float:
@@ -141,42 +180,45 @@ def bytes_to_keep(profile: Profile) -> float:
     return min(touched, sum(profile.timeline.existing_bytes.values())) + profile.timeline.peak_bytes
 
 
-def _calling_s(operators: Sequence[OperatorTime]) -> float:
+def _calling_s(operators: Sequence[OperatorTime], watching: _Watching) -> float:
     """What calling an operator costs at all: the median of those that move nothing."""
-    empty = [row.host_s / row.calls for row in operators if row.moved_bytes == 0 and row.calls]
+    empty = [watching.time_s(row) / row.calls for row in operators if row.moved_bytes == 0 and row.calls]
     return statistics.median(empty) if empty else 0.0
 
 
-def _divide(row: OperatorTime, into: Division, speeds: _Speeds) -> None:
+def _divide(row: OperatorTime, into: Division, speeds: _Speeds, watching: _Watching) -> None:
     """Add an operator's time to its causes."""
-    time_s = row.seconds
+    time_s = watching.time_s(row)
     calls = max(1, row.calls)
+    touching_s = min(time_s, (row.first_touches or 0) * watching.touch_s)
+    into.seconds[Limit.FIRST_TOUCH] += touching_s
+    time_s -= touching_s
     moved, existing = row.moved_bytes or 0, row.existing_bytes or 0
     made_fit = moved / calls <= speeds.cache_bytes
     cached = 0 if speeds.cache is None else existing * speeds.existing_fit + (moved - existing) * made_fit
+    if row.near_s is not None and cached < moved:
+        reading_s = max(0.0, time_s - row.near_s)
+        into.seconds[Limit.MEMORY] += reading_s
+        time_s -= reading_s
+        cached = moved if speeds.cache else 0
     cache_s = cached / speeds.cache if speeds.cache else 0.0
-    memory_s = (moved - cached) / speeds.memory
+    memory_s = 0.0 if row.near_s is not None else (moved - cached) / speeds.memory
     compute_s = (row.flops or 0) / speeds.peak
-    if not speeds.overlaps and compute_s and memory_s >= cache_s and existing > moved / 2:
-        needed = {Limit.COMPUTE: compute_s, Limit.MEMORY: cache_s + memory_s / READING}
-    elif compute_s >= cache_s + memory_s:
-        needed = {Limit.COMPUTE: compute_s}
+    if compute_s >= cache_s + memory_s:
+        limit, needed_s = Limit.COMPUTE, compute_s
     else:
-        needed = {Limit.CACHE if cache_s > memory_s else Limit.MEMORY: cache_s + memory_s}
-    needed_s = sum(needed.values())
+        limit, needed_s = Limit.CACHE if cache_s > memory_s else Limit.MEMORY, cache_s + memory_s
     if needed_s < speeds.calling_s * calls:
         into.seconds[Limit.HOST] += time_s
         return
     roof_s = min(time_s, needed_s)
     called_s = min(time_s - roof_s, speeds.calling_s * calls)
     left_s = time_s - roof_s - called_s
-    near = roof_s >= NEAR * (roof_s + left_s)
-    for limit, need_s in needed.items():
-        share = need_s / needed_s if needed_s else 0.0
-        into.seconds[limit] += roof_s * share
-        into.below[limit] += left_s * share if near else 0.0
+    into.seconds[limit] += roof_s
     into.seconds[Limit.HOST] += called_s
     into.seconds[Limit.BELOW_ROOF] += left_s
+    if left_s:
+        into.below[limit] += left_s * nearness(roof_s / (roof_s + left_s))
 
 
 def _sentence(division: Division, profile: Profile, peak: float) -> str:
@@ -216,5 +258,6 @@ NOUNS = {
     Limit.MEMORY: "main memory's bandwidth",
     Limit.CACHE: "the cache's bandwidth",
     Limit.HOST: "the host",
+    Limit.FIRST_TOUCH: "memory that is touched for the first time",
     Limit.BELOW_ROOF: "kernels that run far below every roof",
 }

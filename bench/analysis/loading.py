@@ -180,8 +180,8 @@ def _roofs(ceilings: Ceilings, workload: Workload) -> Roofs | None:
     roofs = ceilings.roofs(workload)
     if isinstance(roofs, str):
         return None
-    peak, memory, cache, _ = roofs
-    return Roofs(peak, memory, cache or memory)
+    peak, memory, cache, cache_bytes = roofs
+    return Roofs(peak, memory, cache or memory, cache_bytes if cache and workload.cache == "warm" else 0)
 
 
 def _rankable(cases: Iterable[CaseRecord], timings: dict[str, Timing]) -> dict[str, dict[str, float]]:

@@ -12,10 +12,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
+from torch.autograd.profiler import profile
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import DeviceType
 
-from bench.profiling.measure import Profiled, describe, watch
+from bench.profiling.measure import Profiled, describe, kernels_in, watch
 from bench.profiling.origins import Origins, kept_origins
 from bench.profiling.spans import (
     ACCUMULATE,
@@ -28,11 +29,10 @@ from bench.profiling.spans import (
     Place,
     Span,
     is_operator,
-    kernels_of,
     saw_device,
     tree,
 )
-from bench.profiling.stages import MICROSECOND, Breakdown, OperatorSums, Shapes, Sums, middle_half, shapes_of
+from bench.profiling.stages import MICROSECOND, Breakdown, OperatorSums, Shapes, Sums, quicker_half, shapes_of
 from bench.profiling.step import BACKWARD, CALL, FORWARD, WAIT, Step
 
 _GRAPH = re.compile(r"graph_(\d+)_inductor_wrapper_call")
@@ -54,16 +54,23 @@ def profile_compiled(step: Step, time_budget_s: float) -> Profiled:
     """
     with kept_origins() as origins:
         step()
-    profiled, plain_s = watch(step, time_budget_s, nullcontext())  # marks would have the layer compiled again
-    on_device = step.profiled_device is not None and saw_device(profiled)
+    watched = watch(step, time_budget_s, nullcontext)  # marks would have the layer compiled again
+    on_device = step.profiled_device is not None and any(map(saw_device, watched.profiles))
+    calls = quicker_half([call for profiled in watched.profiles for call in _calls(profiled, origins)])
+    sums = add_up(calls, on_device=on_device)
+    record = describe(sums, None, watched, None, {}, on_device=on_device).model_copy(update={"gaps": GAPS})
+    usual = calls[len(calls) // 2]
+    return Profiled(record, usual, kernels_in(watched.profiles, usual), None)
+
+
+def _calls(profiled: profile, origins: Origins) -> Iterator[list[Span]]:
+    """The spans of every marked call, in order."""
     assert profiled.function_events is not None, "the profiler has ended"
     events = [event for event in profiled.function_events if event.device_type == DeviceType.CPU]
     nodes = [event for event in events if event.name.startswith(NODE)]
-    calls = middle_half([list(_spans(event, nodes, origins)) for event in events if event.name == CALL])
-    sums = add_up(calls, on_device=on_device)
-    profile = describe(sums, None, plain_s, None, on_device=on_device).model_copy(update={"gaps": GAPS})
-    usual = calls[len(calls) // 2]
-    return Profiled(profile, usual, kernels_of(profiled, usual), None)
+    for event in events:
+        if event.name == CALL:
+            yield list(_spans(event, nodes, origins))
 
 
 def _spans(call: FunctionEvent, nodes: Sequence[FunctionEvent], origins: Origins) -> Iterator[Span]:

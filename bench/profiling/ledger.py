@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 from torch.profiler import record_function
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from bench.profiling.costs import has_kernel, moved_bytes, product_flops
+from bench.measure.pages import num_faults
+from bench.profiling.costs import moved_bytes, product_flops
+from bench.profiling.watching import OperatorMode, shapes_of_arguments, tensors_in
 
 OPERATOR = "moebench-operator:"
 
@@ -53,6 +53,7 @@ class Entry:
         flops: of a matrix product; None for others, whose operations do not matter beside their bytes.
         moved_bytes: tensors in and out, 0 for a view.
         existing_bytes: the part of it that was there before the call: weights, tokens, given gradients.
+        faults: pages that were touched for the first time; None where the system does not tell.
     """
 
     name: str
@@ -60,10 +61,11 @@ class Entry:
     flops: int | None
     moved_bytes: int
     existing_bytes: int = 0
+    faults: int | None = None
 
 
 @dataclass
-class Ledger(TorchDispatchMode):
+class Ledger(OperatorMode):
     """Open around a call, under torch's profiler, which then knows the place of entry ``i`` as ``OPERATOR + str(i)``.
 
     Attributes:
@@ -77,11 +79,6 @@ class Ledger(TorchDispatchMode):
     allocations: list[Allocation] = field(default_factory=list)
     forward_end: int = 0
     outputs: frozenset[int] = frozenset()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # torch would import its compiler to keep it away from here: a second in every fresh process.
-        return False
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -97,33 +94,25 @@ class Ledger(TorchDispatchMode):
         """Note that the call is over: what is given back from now on outlived it."""
         self._closed = True
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if not has_kernel(func):  # what is made of other operators is seen as these, as it is where autograd is on
-            with self:
-                result = func.decompose(*args, **(kwargs or {}))
-            if result is not NotImplemented:
-                return result
+    def run(self, func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Write the operator down."""
         number = len(self.entries)
-        name = func._schema.name  # noqa: SLF001 - the only place where torch keeps an operator's name
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        inputs = tensors_in(args, kwargs)
+        before = num_faults()
         with record_function(f"{OPERATOR}{number}"):
-            result = func(*args, **(kwargs or {}))
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            result = func(*args, **kwargs)
+        after = num_faults()
+        outputs = tensors_in(result)
         written, read = moved_bytes(name, inputs, outputs)
         existing = [n for n, one in zip(read, inputs, strict=True) if _address(one) not in self._alive]
         self.entries.append(
             Entry(
                 name=name,
-                shapes=_shapes((*args, *(kwargs or {}).values())),
+                shapes=shapes_of_arguments(args, kwargs),
                 flops=product_flops(name, inputs, outputs[0]) if outputs else None,
                 moved_bytes=written + sum(read),
                 existing_bytes=sum(existing),
+                faults=None if before is None or after is None else after - before,
             )
         )
         known = set(map(_address, inputs))
@@ -152,7 +141,3 @@ class Ledger(TorchDispatchMode):
 
 def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def _shapes(arguments: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(argument.shape) for argument in arguments if isinstance(argument, Tensor))

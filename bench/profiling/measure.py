@@ -1,7 +1,8 @@
 """Profiles one case: time by stage and operator, operations and bytes by operator, and memory over time.
 
-Three passes, so that no observer sees another: plain calls by the clock, calls under torch's profiler for time, and one
-call under the ledger for everything that is counted. Times are never taken from the last.
+Four passes, so that no observer sees another: plain calls by the clock and calls under torch's profiler for time, in
+turns; one call under the ledger for everything that is counted, from which no time is taken; and on a CPU one call
+whose matrix products are repeated with what they multiply in the cache.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -17,15 +18,19 @@ from operator import attrgetter
 from torch.autograd.profiler import profile
 from torch.autograd.profiler_util import FunctionEvent
 
+from bench.measure.cpu import CpuDevice
+from bench.measure.pages import num_faults, page_cost
 from bench.profiling.ledger import OPERATOR, Entry, Ledger
+from bench.profiling.replay import Product, Replay
 from bench.profiling.spans import FUSED, OTHER, WAITING, Kernel, Place, Span, calls_of, kernels_of, saw_device
-from bench.profiling.stages import MICROSECOND, Breakdown, Shapes, Sums, break_down, middle_half
+from bench.profiling.stages import MICROSECOND, Breakdown, Shapes, Sums, break_down, quicker_half
 from bench.profiling.step import Step
 from bench.profiling.timeline import make_timeline
-from bench.store.profiles import OperatorTime, Profile, StageTime, Timeline
+from bench.store.profiles import FirstTouches, OperatorTime, Profile, StageTime, Timeline
 from impls.stages import STAGES, recording
 
-MIN_CALLS = 4
+BLOCKS = 4
+MIN_CALLS = BLOCKS
 MAX_CALLS = 24
 MAX_OPERATORS = 60
 STAGE_ORDER = (*STAGES, FUSED, "gradients", WAITING, OTHER)
@@ -80,36 +85,87 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
         time_budget_s: plain and profiled calls stop when half of this each is spent, after at least four.
     """
     counted = count(step)  # first: what happens only once happens here
-    profiled, plain_s = watch(step, time_budget_s, recording(nvtx=step.nvtx))
-    on_device = step.profiled_device is not None and saw_device(profiled)
-    calls = middle_half(calls_of(profiled))
+    watched = watch(step, time_budget_s, lambda: recording(nvtx=step.nvtx))
+    on_device = step.profiled_device is not None and any(map(saw_device, watched.profiles))
+    calls = quicker_half([call for profiled in watched.profiles for call in calls_of(profiled)])
     sums = break_down(calls, counted.names(), on_device=on_device)
     stages_s = {place: one.host_s / sums.num_calls for place, one in sums.stages.items()}
     timeline = make_timeline(counted.ledger, counted.places, counted.durations_s, stages_s, existing_bytes)
-    record = describe(sums, counted, plain_s, timeline, on_device=on_device)
+    record = describe(sums, counted, watched, timeline, _near(step), on_device=on_device)
     usual = calls[len(calls) // 2]
-    return Profiled(record, usual, kernels_of(profiled, usual), counted)
+    return Profiled(record, usual, kernels_in(watched.profiles, usual), counted)
 
 
-def watch(step: Step, time_budget_s: float, marks: AbstractContextManager[None]) -> tuple[profile, float]:
-    """Calls under torch's profiler with ``marks`` open, and the median time of a call that nobody watches."""
-    before_s = _plain(step, time_budget_s / 4)
-    num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / statistics.median(before_s))))
-    with marks, profile(use_device=step.profiled_device, record_shapes=True) as profiled:
-        for _ in range(num_calls):
-            step()
-    # before and after, so that a machine that changes its speed changes it for both
-    return profiled, statistics.median([*before_s, *_plain(step, time_budget_s / 4)])
+@dataclass(frozen=True)
+class Watched:
+    """Calls under torch's profiler, and calls in between that nobody watched.
+
+    Attributes:
+        profiles: of the watched calls.
+        plain_s: mean time of the quicker half of the others.
+        pages: what these touched for the first time, and its cost; None where that is not told.
+    """
+
+    profiles: Sequence[profile]
+    plain_s: float
+    pages: FirstTouches | None = None
 
 
-def _plain(step: Step, time_budget_s: float) -> list[float]:
-    """Times of calls that nobody watches."""
-    times_s: list[float] = []
-    while len(times_s) < MIN_CALLS or (sum(times_s) < time_budget_s and len(times_s) < MAX_CALLS):
-        begin_s = time.perf_counter()
+def watch(step: Step, time_budget_s: float, marks: Callable[[], AbstractContextManager[None]]) -> Watched:
+    """Calls under torch's profiler with ``marks`` open, in turns with plain ones.
+
+    In turns, so that a machine that changes its speed changes it for both.
+    """
+    plain = [_plain(step)]
+    num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / plain[0].seconds)))
+    profiles = []
+    for _ in range(BLOCKS):
+        with marks(), profile(use_device=step.profiled_device, record_shapes=True) as profiled:
+            for _ in range(num_calls // BLOCKS):
+                step()
+        profiles.append(profiled)
+        plain += [_plain(step) for _ in range(num_calls // BLOCKS)]
+    on_cpu = step.device.torch_device.type == "cpu"
+    faults = [call.faults for call in plain if call.faults is not None]
+    cost = page_cost() if on_cpu and faults else None
+    pages = None
+    if cost is not None:
+        pages = FirstTouches(num_pages=statistics.median(faults), touch_s=cost.touch_s, return_s=cost.return_s)
+    seconds = sorted(call.seconds for call in plain)
+    return Watched(profiles, statistics.mean(seconds[: (len(seconds) + 1) // 2]), pages)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """A call that nobody watches: its seconds, and how many pages it touched for the first time."""
+
+    seconds: float
+    faults: int | None
+
+
+def _plain(step: Step) -> _Plain:
+    before, begin_s = num_faults(), time.perf_counter()
+    step()
+    end_s, after = time.perf_counter(), num_faults()
+    return _Plain(end_s - begin_s, None if before is None or after is None else after - before)
+
+
+def kernels_in(profiles: Iterable[profile], usual: list[Span]) -> list[Kernel]:
+    """The work of the device in a call of one of these profiles."""
+    for profiled in profiles:
+        if kernels := kernels_of(profiled, usual):
+            return kernels
+    return []
+
+
+def _near(step: Step) -> Mapping[Product, float]:
+    """Seconds of the call's matrix products with what they multiply in the cache; nothing where it is a device's."""
+    if not isinstance(step.device, CpuDevice):
+        return {}
+    replay = Replay(step.device.llc_total_bytes // 4, page_cost())
+    with replay:
         step()
-        times_s.append(time.perf_counter() - begin_s)
-    return times_s
+    return replay.seconds
 
 
 def count(step: Step) -> Counted:
@@ -137,17 +193,25 @@ def _watched(event: FunctionEvent) -> Iterator[FunctionEvent]:
 
 
 def describe(
-    sums: Breakdown, counted: Counted | None, plain_s: float, timeline: Timeline | None, *, on_device: bool
+    sums: Breakdown,
+    counted: Counted | None,
+    watched: Watched,
+    timeline: Timeline | None,
+    near: Mapping[Product, float],
+    *,
+    on_device: bool,
 ) -> Profile:
     """The record; without the ledger's pass no operations and no bytes are known."""
     calls = sums.num_calls
     stages, experts = _work(counted)
-    rows = _operators(sums, counted, on_device=on_device)
+    rows = _operators(sums, counted, near, on_device=on_device)
     folded = rows[MAX_OPERATORS:]
     return Profile(
         calls=calls,
-        plain_s=plain_s,
+        plain_s=watched.plain_s,
         whole_s=sums.whole_s / calls,
+        events=round(sums.events / calls),
+        pages=watched.pages,
         stages=[_stage(place, sums.stages[place], calls, stages[place], on_device) for place in _ordered(sums.stages)],
         experts=[_stage(p, sums.experts[p], calls, experts[p], on_device) for p in _ordered(sums.experts)],
         operators=sorted([*rows[:MAX_OPERATORS], *_folded(folded)], key=attrgetter("seconds"), reverse=True),
@@ -192,7 +256,9 @@ def _stage(place: Place, sums: Sums, calls: int, work: _Work, on_device: bool) -
     )
 
 
-def _operators(sums: Breakdown, counted: Counted | None, *, on_device: bool) -> list[OperatorTime]:
+def _operators(
+    sums: Breakdown, counted: Counted | None, near: Mapping[Product, float], *, on_device: bool
+) -> list[OperatorTime]:
     costs: defaultdict[tuple[Place, str, Shapes], list[Entry]] = defaultdict(list)
     for entry, place in zip(counted.ledger.entries, counted.places, strict=True) if counted else ():
         shapes = tuple(shape for shape in entry.shapes if shape)
@@ -201,6 +267,7 @@ def _operators(sums: Breakdown, counted: Counted | None, *, on_device: bool) -> 
     for (place, name, shapes), found in sums.operators.items():
         entries = costs[place, name, shapes]
         products = [entry.flops for entry in entries if entry.flops is not None]
+        near_s = near.get((name, shapes))
         rows.append(
             OperatorTime(
                 phase=place.phase,
@@ -213,6 +280,9 @@ def _operators(sums: Breakdown, counted: Counted | None, *, on_device: bool) -> 
                 flops=sum(products) if products else None,
                 moved_bytes=sum(entry.moved_bytes for entry in entries) if entries else None,
                 existing_bytes=sum(entry.existing_bytes for entry in entries) if entries else None,
+                near_s=None if near_s is None else near_s * found.calls / sums.num_calls,
+                first_touches=_sum(entry.faults for entry in entries),
+                events=round(found.events / sums.num_calls),
             )
         )
     return sorted(rows, key=attrgetter("seconds"), reverse=True)
@@ -233,10 +303,21 @@ def _folded(rows: Sequence[OperatorTime]) -> list[OperatorTime]:
                 "flops": _sum(row.flops for row in group),
                 "moved_bytes": _sum(row.moved_bytes for row in group),
                 "existing_bytes": _sum(row.existing_bytes for row in group),
+                "near_s": None if any(row.near_s is None for row in group) else sum(row.near_s or 0.0 for row in group),
+                "first_touches": _sum(row.first_touches for row in group),
+                "events": sum(row.events for row in group),
             }
         )
         for group in groups.values()
     ]
+
+
+def tally(step: Step) -> Sequence[Entry]:
+    """What the operators of a call do, without their places."""
+    ledger = Ledger()
+    with ledger:
+        step(ledger.end_forward, ledger.close)
+    return ledger.entries
 
 
 def _sum(values: Iterable[int | None]) -> int | None:

@@ -17,7 +17,9 @@ from bench.store.schema import LimitCheckRecord, ProfileRecord, Status
 
 PROCESSES = 6
 """As few as a t interval is still of use with: a share has to be told from another, not from itself within 1 %."""
-CASE_BUDGET_S = 0.5
+CASE_BUDGET_S = 1.5
+OVERRUN_S = 4.0
+"""How much longer a check may take for its least rounds, where calls are long."""
 CEILING_S = 0.5
 
 
@@ -68,9 +70,11 @@ def _check(session: Session, server: ForkServer, case: Case, replicate: int) -> 
         folder=str(session.scratch.folder(case.workload)),
         order_seed=random.Random(f"{session.sweep.seed}/{replicate}/{case.id}").getrandbits(31),
         time_budget_s=CASE_BUDGET_S,
+        overrun_s=OVERRUN_S,
         other_threads=other_threads(case.workload),
+        count=not any(record.case_id == case.id and record.work for record in session.of_kind(LimitCheckRecord)),
     )
-    answer = server.execute(job, session.patience_s(case) + CASE_BUDGET_S)
+    answer = server.execute(job, session.patience_s(case) + CASE_BUDGET_S + OVERRUN_S)
     fields = {"case_id": case.id, "replicate": replicate, "wall_s": time.monotonic() - start_s}
     if answer.status is Status.OK and answer.arms is not None:
         session.record(

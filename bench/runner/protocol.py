@@ -144,8 +144,9 @@ class LimitCheckJob(_Message):
     Attributes:
         case: whose limit is checked.
         folder: the workload's files.
-        order_seed, time_budget_s, min_rounds, max_rounds: as in :class:`TimeJob`.
+        order_seed, time_budget_s, overrun_s, min_rounds, max_rounds: as in :class:`TimeJob`.
         other_threads: how many the lever ``threads`` takes; None pulls no such lever.
+        count: whether to count what every variant has to do: it is the same in every process.
     """
 
     job: Literal["limit_check"] = "limit_check"
@@ -153,9 +154,11 @@ class LimitCheckJob(_Message):
     folder: str
     order_seed: int
     time_budget_s: float
-    min_rounds: int = 5
+    overrun_s: float = 0.0
+    min_rounds: int = 7
     max_rounds: int = 200
     other_threads: int | None = None
+    count: bool = True
 
 
 class ConformJob(_Message):

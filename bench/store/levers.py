@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Lever = Literal["base", "tokens", "one_expert", "tiny", "threads", "pages"]
+Lever = Literal["base", "tokens", "one_expert", "few_experts", "tiny", "threads", "pages"]
 
 LEVERS: dict[Lever, str] = {
     "base": "the case as it is",
     "tokens": "the same tokens twice: the same operators and weights, twice the arithmetic",
     "one_expert": "the first expert's weights for all: the same operators and arithmetic, weights that fit a cache",
+    "few_experts": "the first experts only, whose weights fit a cache; where every token meets all experts",
     "tiny": "widths of 16 and the same assignments: the same operators, with next to nothing to do",
     "threads": "another number of threads",
     "pages": "memory that was given back is kept: no page is touched for the first time",

@@ -68,6 +68,9 @@ class OperatorTime(_Timed):
         flops: operations of all of them; null for what is no matrix product.
         moved_bytes: bytes that all of them read and wrote; null where it is not known.
         existing_bytes: the part of these that was there before the call: weights, tokens, the output's gradient.
+        near_s: time of all of them, repeated with what they multiply in the cache; null for what was not repeated.
+        first_touches: pages that they touched for the first time; null where the system does not tell.
+        events: what the profiler wrote down inside them: each costs time that is in ``host_s``.
     """
 
     name: str
@@ -76,6 +79,23 @@ class OperatorTime(_Timed):
     flops: int | None = None
     moved_bytes: int | None = None
     existing_bytes: int | None = None
+    near_s: Seconds | None = None
+    first_touches: Count | None = None
+    events: Count = 0
+
+
+class FirstTouches(_Part):
+    """Pages that a call touches for the first time, because their memory was given back to the system before.
+
+    Attributes:
+        num_pages: in a call that nobody watches, the median.
+        touch_s: what one costs, beyond writing to it again, measured beside the calls.
+        return_s: what giving one back costs.
+    """
+
+    num_pages: Annotated[float, Field(ge=0)]
+    touch_s: Seconds
+    return_s: Seconds
 
 
 class Tensors(_Part):
@@ -123,9 +143,11 @@ class Profile(_Part):
     """One case's profile.
 
     Attributes:
-        calls: profiled calls behind the means: the middle half by duration.
-        plain_s: median time of a call without the profiler, in the same process.
+        calls: profiled calls behind the means: the quicker half, because what comes between makes a call longer.
+        plain_s: time of a call without the profiler, made in turns with the others: the mean of the quicker half.
         whole_s: mean time of a profiled call; over ``plain_s`` it is the profiler's own slowdown.
+        events: what the profiler wrote down in it: its slowdown is in proportion to them.
+        pages: memory touched for the first time; null where that is not told, as on a device.
         stages: the stages, without an expert's number; they add up to ``whole_s``.
         experts: the same by expert, where the implementation works so.
         operators: the longest first; the shapes of many short ones are folded into a row an operator and stage.
@@ -138,6 +160,8 @@ class Profile(_Part):
     calls: int
     plain_s: Seconds
     whole_s: Seconds
+    events: Count = 0
+    pages: FirstTouches | None = None
     stages: list[StageTime]
     experts: list[StageTime]
     operators: list[OperatorTime]

@@ -267,7 +267,7 @@ class LimitCheckRecord(Record):
         case_id: the case.
         replicate: as in :class:`SamplesRecord`.
         arms: samples by lever, in rounds. Where ``pages`` is among them, ``base`` was timed before and alone.
-        work: what every variant has to do.
+        work: what every variant has to do; empty where another process of the case has counted it.
         gaps: levers that could not be pulled, and why.
         other_threads: how many the lever ``threads`` took.
         reason: ``status: sentence`` where there is nothing.
@@ -288,7 +288,7 @@ class LimitCheckRecord(Record):
     def _nothing_has_reason(self) -> LimitCheckRecord:
         if bool(self.arms) == bool(self.reason):
             raise ValueError("a check is either there or has a reason")
-        if self.arms and not ({"base"} <= self.arms.keys() and {"base"} <= self.work.keys()):
+        if self.arms and not ("base" in self.arms and (not self.work or "base" in self.work)):
             raise ValueError("a check without its base says nothing")
         alone = self.reference != "base"
         rounds = {len(arm.latency_s) for lever, arm in self.arms.items() if not (alone and lever == "base")}

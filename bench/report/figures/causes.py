@@ -22,6 +22,7 @@ CAUSE_COLOURS = {
     Limit.MEMORY: "#D55E00",
     Limit.CACHE: "#E69F00",
     Limit.HOST: "#CC79A7",
+    Limit.FIRST_TOUCH: "#56B4E9",
     Limit.BELOW_ROOF: "#8b949e",
 }
 STAGE_COLOURS = {
@@ -63,12 +64,14 @@ def causes_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = "")
         caption="A bar is one call, divided by what its time was needed for. Compute is what its matrix products need "
         "at this machine's measured matrix peak; memory and cache what operators with more bytes than arithmetic need "
         "at the measured bandwidths; paler beside them stands what kernels near that roof took beyond it. Host is time "
-        "in which no operator ran, and what calling operators costs. Below the roof is what is left: a kernel ran, far "
-        "from anything that the machine can do. The longest stretch of one colour, pale part included, names the limit."
+        "in which no operator ran, and what calling operators costs. First touch is writing to memory that the system "
+        "handed out anew. Below the roof is what is left: a kernel ran, far from anything that the machine can do. The "
+        "longest stretch of one colour, pale part included, names the limit."
         f"{_cut(known, shown)}",
         advice="A mostly dark blue bar is as good as it gets: only less arithmetic helps. Orange wants fewer bytes or "
-        "fewer passes, pink fewer operators or more tokens, and grey other shapes or another implementation. A long "
-        "pale part is what a better kernel could still win. The sentences below say it case by case.",
+        "fewer passes, pink fewer operators or more tokens, light blue memory that is kept, and grey other shapes or "
+        "another implementation. A long pale part is what a better kernel could still win. The sentences below say it "
+        "case by case.",
     )
 
 

@@ -13,12 +13,16 @@ from torch import Tensor
 
 from bench.runner.jobs.shared import Shared
 from bench.store.levers import Lever
+from impls.layer import Unsupported
 from impls.routing import route
 from impls.shapes import parameter_shapes
+from impls.spec import LayerSpec
 from impls.weights import Weights
 
 TINY_WIDTH = 16
 """The least that every implementation takes in every number format: rows of 16 bytes at least."""
+FEW_BYTES = 8 * 2**20
+"""Weights of a few experts: they fit most last-level caches, and are large enough to be multiplied as all are."""
 
 
 def pulled(shared: Shared, lever: Lever) -> Shared:
@@ -31,6 +35,8 @@ def pulled(shared: Shared, lever: Lever) -> Shared:
             return _twice_the_tokens(shared)
         case "one_expert":
             return _with(shared, {name: _first_for_all(weight) for name, weight in shared.weights.named_parameters()})
+        case "few_experts":
+            return _few_experts(shared)
         case "tiny":
             return _tiny(shared)
     return shared
@@ -61,23 +67,35 @@ def _twice_the_tokens(shared: Shared) -> Shared:
     return replace(doubled, routing=doubled.route(torch.cat([shared.routing.expert_ids] * 2)))
 
 
-def _tiny(shared: Shared) -> Shared:
+def _few_experts(shared: Shared) -> Shared:
     layer = shared.workload.layer
-    d_ff_shared = TINY_WIDTH if layer.num_shared_experts else None
-    shrunk = replace(layer, d_model=TINY_WIDTH, d_ff=TINY_WIDTH, d_ff_shared=d_ff_shared)
+    fewer = layer.num_experts
+    while shared.weights.num_bytes * fewer > FEW_BYTES * layer.num_experts and fewer % 2 == 0:
+        fewer //= 2
+    if not layer.top_k <= fewer < layer.num_experts:
+        raise Unsupported(f"the weights of {fewer} of {layer.num_experts} experts are no smaller, or too few for top-k")
+    return _cut(shared, replace(layer, num_experts=fewer))
+
+
+def _cut(shared: Shared, shrunk: LayerSpec) -> Shared:
+    """The same tokens on the corner of the weights that a smaller layer has."""
     shapes = parameter_shapes(shrunk)
     weights = {
         name: weight.detach()[tuple(map(slice, shapes[name]))].clone()
         for name, weight in shared.weights.named_parameters()
     }
+    workload = shared.workload.model_copy(update={"layer": shrunk})
+    return replace(shared, workload=workload, weights=Weights(shrunk, weights), routing=None)
+
+
+def _tiny(shared: Shared) -> Shared:
+    layer = shared.workload.layer
+    d_ff_shared = TINY_WIDTH if layer.num_shared_experts else None
     gradient_TD = shared.output_gradient
     small = replace(
-        shared,
-        workload=shared.workload.model_copy(update={"layer": shrunk}),
-        weights=Weights(shrunk, weights),
+        _cut(shared, replace(layer, d_model=TINY_WIDTH, d_ff=TINY_WIDTH, d_ff_shared=d_ff_shared)),
         x=shared.x.detach()[:, :TINY_WIDTH].clone().requires_grad_(shared.x.requires_grad),
         output_gradient=None if gradient_TD is None else gradient_TD[:, :TINY_WIDTH].clone(),
-        routing=None,
     )
     if layer.unforceable:
         return small

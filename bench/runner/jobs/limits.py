@@ -11,7 +11,7 @@ from bench.measure.device import Call, Device
 from bench.measure.latency import ArmError, sample_rounds
 from bench.measure.opening import open_device
 from bench.measure.pages import keep_pages
-from bench.profiling.measure import count
+from bench.profiling.measure import tally
 from bench.runner.jobs.building import build_case
 from bench.runner.jobs.failures import failed
 from bench.runner.jobs.levers import own_memory, pulled
@@ -22,12 +22,17 @@ from bench.store.levers import LEVERS, Lever, Work
 from bench.store.schema import Arm
 from impls.layer import MoELayer, Unsupported
 
+SETTLED_S = 0.1
+"""A call so long settles its threads and caches by itself."""
+ALONE_SHARE = 0.25
+"""Of the time, for the case before memory is kept; it is one of the five or six that are timed."""
+
 
 def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Answer:
     """The samples of the case and its variants, what each has to do, and which could not be made.
 
-    Before every sample its variant is called once, untimed: threads are settled and caches hold what its own last call
-    left there, as when it is timed alone.
+    Before every sample that is not long its variant is called once, untimed: threads are settled and caches hold what
+    its own last call left there, as when it is timed alone.
 
     The case itself is timed first. Then memory that is given back is kept, where the C library can be told so, and the
     case (``pages``) and all variants are timed in rounds: else a variant with larger tensors would be charged for pages
@@ -40,17 +45,21 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
     arms: dict[str, Call] = {}
     work: dict[Lever, Work] = {}
     gaps: dict[Lever, str] = {}
+    routes = False
     for lever in LEVERS:
         if lever == "pages":
             continue  # the case itself, later: it cannot be undone
         if lever == "threads" and not job.other_threads:
             gaps[lever] = "there is no other number of threads to try here"
             continue
+        if lever == "few_experts" and routes:
+            continue  # for a layer that sends tokens to experts, other experts are other work
         try:
             shared = pulled(base, lever)
             layer = build_case(case.model_copy(update={"workload": shared.workload}), shared)
+            routes = routes or layer.routes
             arms[lever] = make_call(layer, shared)
-            if lever != "threads":
+            if job.count and lever != "threads":
                 announce(Announce(case_id=case.id, what="count"))
                 work[lever] = _work(layer, shared, device)
         except Unsupported as error:
@@ -61,9 +70,15 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
             arms.pop(lever, None)
             gaps[lever] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
+    called_s: dict[str, float] = {}
+
     def settle(arm: str) -> None:
         torch.set_num_threads(job.other_threads if arm == "threads" and job.other_threads else workload.threads)
-        arms[arm]()
+        if called_s.get(arm, 0.0) < SETTLED_S:
+            begin_s = device.now_s()
+            arms[arm]()
+            device.synchronize()
+            called_s[arm] = device.now_s() - begin_s
 
     def sampled(names: Iterable[str], share: float) -> dict[str, Arm]:
         return sample_rounds(
@@ -71,7 +86,7 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
             device,
             order_seed=job.order_seed,
             time_budget_s=share * job.time_budget_s,
-            overrun_s=share * job.time_budget_s,
+            overrun_s=share * job.overrun_s,
             min_rounds=job.min_rounds,
             max_rounds=job.max_rounds,
             cold=workload.cache == "cold",
@@ -82,10 +97,10 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
     try:
         samples = {}
         if workload.device == "cpu":
-            samples = sampled(["base"], 1 / len(arms))
+            samples = sampled(["base"], ALONE_SHARE)
         if workload.device == "cpu" and keep_pages():
             arms["pages"] = arms["base"]
-            samples |= sampled([arm for arm in arms if arm != "base"], 1.0)
+            samples |= sampled([arm for arm in arms if arm != "base"], 1 - ALONE_SHARE)
         else:
             gaps["pages"] = "there is no such memory here, or the C library cannot be told to keep it"
             samples = sampled(list(arms), 1.0)
@@ -95,7 +110,7 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
 
 
 def _work(layer: MoELayer, shared: Shared, device: Device) -> Work:
-    entries = count(make_step(layer, shared, device)).ledger.entries
+    entries = tally(make_step(layer, shared, device))
     return Work(
         flops=sum(entry.flops or 0 for entry in entries),
         moved_bytes=sum(entry.moved_bytes for entry in entries),
