@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from bench import units
 from bench.analysis.advise import Advice, Candidate, Choice, Limits, advise, interval
-from bench.analysis.model import Comparison, Estimate
+from bench.analysis.interval import Estimate
+from bench.analysis.model import Comparison
 from bench.analysis.winners import digits
 from bench.errors import Exit, RequestError
 from bench.runs import analysis_of

@@ -16,7 +16,8 @@ from bench.measure.probe import Capability, probe
 from bench.surroundings import Finding, look_around
 
 if TYPE_CHECKING:  # the statistics load scipy, which is not needed without the self-test
-    from bench.analysis.model import Control, Estimate
+    from bench.analysis.interval import Estimate
+    from bench.analysis.model import Control
     from bench.selftest import Outlook, SelfTest
 
 

@@ -9,8 +9,8 @@ from bench.analysis.divisions import Limit
 from bench.table import Table
 
 if TYPE_CHECKING:
+    from bench.analysis.interval import Estimate
     from bench.analysis.levers import LimitCheck, Pulled
-    from bench.analysis.model import Estimate
 
 HEADINGS = ["case", "named limit", "by levers", "agreement", "lever", "predicted", "measured"]
 NOTE = (

@@ -18,7 +18,8 @@ import pandas as pd
 from bench import units
 from bench.analysis.comparisons import against
 from bench.analysis.frame import LAYER_COLUMNS, WORKLOAD_COLUMNS
-from bench.analysis.model import Analysis, Comparison, Estimate
+from bench.analysis.interval import Estimate
+from bench.analysis.model import Analysis, Comparison
 from bench.analysis.winners import find_winners
 from bench.errors import RequestError
 

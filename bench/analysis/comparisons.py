@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench.analysis.model import Comparison, Estimate, Verdict
+from bench.analysis.interval import Estimate
+from bench.analysis.model import Comparison, Verdict
 from bench.analysis.statistics import (
     FORECAST_CHANCE,
     MOST_PROCESSES,

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from bench.analysis.comparisons import BAND
-from bench.analysis.model import Control, Estimate
+from bench.analysis.interval import Estimate
+from bench.analysis.model import Control
 from bench.analysis.statistics import Floats, Spread, paired_units
 from bench.store.schema import ControlRecord
 from bench.units import percent, signed_percent

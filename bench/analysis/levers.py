@@ -37,7 +37,7 @@ from itertools import product
 import numpy as np
 
 from bench.analysis.divisions import Division, Limit, nearness
-from bench.analysis.model import Estimate
+from bench.analysis.interval import Estimate
 from bench.analysis.statistics import ERROR_RATE, Spread
 from bench.store.levers import Lever, Work
 from bench.store.schema import LimitCheckRecord

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -13,11 +13,9 @@ import numpy as np
 
 from bench.analysis.comparisons import against, compare
 from bench.analysis.control import judge
-from bench.analysis.divisions import CaseLimit
 from bench.analysis.findings import gather
 from bench.analysis.frame import Timing, build_frame, percentiles
-from bench.analysis.levers import LimitCheck, Roofs, check_limit
-from bench.analysis.limits import find_limit
+from bench.analysis.limit_checks import check_limits, find_limits
 from bench.analysis.model import Analysis
 from bench.analysis.roofline import Ceilings
 from bench.analysis.scaling import fit_exponents
@@ -25,9 +23,7 @@ from bench.analysis.statistics import latency_units
 from bench.analysis.unreached import not_run
 from bench.analysis.warnings import collect_warnings
 from bench.analysis.winners import find_winners
-from bench.cases import Workload
 from bench.store.log import read_run
-from bench.store.profiles import Profile
 from bench.store.schema import (
     AnyRecord,
     Arm,
@@ -35,7 +31,6 @@ from bench.store.schema import (
     CeilingRecord,
     ControlRecord,
     EnergyRecord,
-    LimitCheckRecord,
     NoteRecord,
     ProfileRecord,
     RunInfo,
@@ -90,8 +85,8 @@ def analyse(info: RunInfo, records: Sequence[AnyRecord], faults: Sequence[str] =
         model=info.label,
     )
     profiles = {r.case_id: r.profile for r in records if isinstance(r, ProfileRecord) and r.profile is not None}
-    limits = _limits(profiles, cases, ceilings)
-    checks = _limit_checks(records, limits, cases, ceilings)
+    limits = find_limits(profiles, cases, ceilings)
+    checks = check_limits(records, limits, cases, ceilings)
     return Analysis(
         info=info,
         frame=frame,
@@ -139,49 +134,6 @@ def _timings(records: Sequence[SamplesRecord], ok: Iterable[str]) -> dict[str, T
             ),
         )
     return found
-
-
-def _limits(
-    profiles: Mapping[str, Profile], cases: Mapping[str, CaseRecord], ceilings: Ceilings
-) -> dict[str, CaseLimit]:
-    found = {
-        case_id: find_limit(profile, cases[case_id].case.workload, ceilings)
-        for case_id, profile in profiles.items()
-        if case_id in cases
-    }
-    return {case_id: limit for case_id, limit in found.items() if not isinstance(limit, str)}
-
-
-def _limit_checks(
-    records: Iterable[AnyRecord],
-    limits: Mapping[str, CaseLimit],
-    cases: Mapping[str, CaseRecord],
-    ceilings: Ceilings,
-) -> dict[str, LimitCheck | str]:
-    """The check of every case that it was asked for, or the reason why there is none."""
-    by_case: defaultdict[str, list[LimitCheckRecord]] = defaultdict(list)
-    for record in records:
-        if isinstance(record, LimitCheckRecord) and record.case_id in cases:
-            by_case[record.case_id].append(record)
-    found: dict[str, LimitCheck | str] = {}
-    for case_id, group in by_case.items():
-        workload = cases[case_id].case.workload
-        roofs = _roofs(ceilings, workload)
-        if case_id not in limits or roofs is None:
-            found[case_id] = group[0].reason or "its profile names no limit"
-            continue
-        threads = group[0].other_threads
-        other = _roofs(ceilings, workload.model_copy(update={"threads": threads})) if threads else None
-        found[case_id] = check_limit(limits[case_id].whole, group, roofs, other)
-    return found
-
-
-def _roofs(ceilings: Ceilings, workload: Workload) -> Roofs | None:
-    roofs = ceilings.roofs(workload)
-    if isinstance(roofs, str):
-        return None
-    peak, memory, cache, cache_bytes = roofs
-    return Roofs(peak, memory, cache or memory, cache_bytes if cache and workload.cache == "warm" else 0)
 
 
 def _rankable(cases: Iterable[CaseRecord], timings: dict[str, Timing]) -> dict[str, dict[str, float]]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from bench.analysis.divisions import CaseLimit
     from bench.analysis.findings import Found
+    from bench.analysis.interval import Estimate
     from bench.analysis.levers import LimitCheck
     from bench.store.profiles import Profile
     from bench.store.qualified import RoutingFacts
@@ -34,20 +35,6 @@ class Verdict(StrEnum):
     SLOWER = "slower"
     SAME = "same"
     INCONCLUSIVE = "inconclusive"
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value with its interval, in the unit of the quantity it belongs to."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def half_width(self) -> float:
-        """Half the interval's length, relative to the value."""
-        return (self.high - self.low) / 2 / self.value
 
 
 @dataclass(frozen=True, slots=True)

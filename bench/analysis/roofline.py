@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.analysis.model import Estimate
+from bench.analysis.interval import Estimate
 from bench.cases import Workload
 from bench.store.schema import CeilingRecord
 

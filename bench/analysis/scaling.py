@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis.model import Estimate, Exponent
+from bench.analysis.interval import Estimate
+from bench.analysis.model import Exponent
 from bench.analysis.statistics import ERROR_RATE, Floats, Rounds, Spread, latency_by_replicate
 from bench.analysis.theory import theory
 from bench.cases import LATER_FIELDS

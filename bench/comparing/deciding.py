@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from bench.analysis.comparisons import BAND, verdict_of
-from bench.analysis.model import Estimate, Verdict
+from bench.analysis.interval import Estimate
+from bench.analysis.model import Verdict
 from bench.analysis.statistics import Floats, false_coverage_level
 
 

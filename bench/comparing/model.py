@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bench.analysis.model import Estimate
+from bench.analysis.interval import Estimate
 from bench.cases import Case
 from bench.store.schema import Status
 

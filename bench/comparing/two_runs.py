@@ -17,7 +17,8 @@ import numpy as np
 
 from bench.analysis.comparisons import BAND, MIN_PROCESSES
 from bench.analysis.control import judge
-from bench.analysis.model import Estimate, Verdict
+from bench.analysis.interval import Estimate
+from bench.analysis.model import Verdict
 from bench.analysis.statistics import MOST_PROCESSES, Floats, latency_units
 from bench.comparing.deciding import Decision, Effects, decide, t_quantile
 from bench.comparing.likeness import Differences, find_differences, matching_key, nearest_difference

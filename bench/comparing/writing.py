@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench import units
-from bench.analysis.model import Estimate
+from bench.analysis.interval import Estimate
 from bench.comparing.model import NOT_COMPARED, CaseComparison, Change, Comparison, Metric
 from bench.environment import without_folders
 from bench.store.schema import Status

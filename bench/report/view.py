@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis.model import Analysis, Comparison, Estimate, Winner
+from bench.analysis.interval import Estimate
+from bench.analysis.model import Analysis, Comparison, Winner
 from bench.cases import LATER_FIELDS
 from bench.report.style import Look, looks_for
 

@@ -1,4 +1,8 @@
-"""The pass that checks what limits the profiled cases, by pulling levers: after the profiles, in several processes."""
+"""The pass that checks what limits the profiled cases, by pulling levers: after the profiles, in several processes.
+
+How many follows a schedule that was fixed before: a case of which the levers can say neither yes nor no is looked at
+again after more processes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import random
 import time
 
 from bench import environment
+from bench.analysis.levers import Agreement, LimitCheck
+from bench.analysis.limit_checks import checks_so_far
 from bench.cases import Case, Workload
 from bench.runner import schedule
 from bench.runner.ceilings import ceilings_of, measure_ceilings
@@ -15,8 +21,11 @@ from bench.runner.servers import ForkServer
 from bench.runner.session import Session, short_name
 from bench.store.schema import LimitCheckRecord, ProfileRecord, Status
 
-PROCESSES = 6
-"""As few as a t interval is still of use with: a share has to be told from another, not from itself within 1 %."""
+LOOKS = (6, 12, 18)
+"""After so many processes the cases are looked at; those of which nothing can be said yet go on to the next number.
+
+Six are as few as a t interval is still of use with: a share has to be told from another, not from itself within 1 %.
+"""
 CASE_BUDGET_S = 1.5
 OVERRUN_S = 4.0
 """How much longer a check may take for its least rounds, where calls are long."""
@@ -24,29 +33,42 @@ CEILING_S = 0.5
 
 
 def check_limits(session: Session, fleet: Fleet) -> None:
-    """Time every profiled case beside its variants, in each of :data:`PROCESSES` processes.
+    """Time every profiled case beside its variants, in as many processes as it takes to tell, :data:`LOOKS` at most.
 
     Like the profiles it is no part of the budget.
     """
     profiled = {record.case_id for record in session.of_kind(ProfileRecord) if record.profile is not None}
     of_profiles = [case for found in session.qualified().values() for case in found if case.id in profiled]
-    cases = [case for case in of_profiles if case.compile == "none"]
-    done = {(record.case_id, record.replicate) for record in session.of_kind(LimitCheckRecord)}
+    known = {(record.case_id, record.replicate) for record in session.of_kind(LimitCheckRecord)}
     for case in of_profiles:
-        if case.compile != "none" and (case.id, 0) not in done:
+        if case.compile != "none" and (case.id, 0) not in known:
             reason = f"{Status.UNSUPPORTED}: the layer is compiled, and every variant would be compiled anew"
             session.record(LimitCheckRecord, case_id=case.id, replicate=0, reason=reason)
-    for replicate in range(PROCESSES):
-        todo = [case for case in cases if (case.id, replicate) not in done]
-        if not todo:
-            continue
-        random.Random(f"{session.sweep.seed}/{replicate}/limits").shuffle(todo)
-        with fleet.take(PROCESSES - replicate) as server:
-            _ceilings(session, server, todo, replicate)
-            for number, case in enumerate(todo):
-                left = len(todo) - number + len(cases) * (PROCESSES - replicate - 1)
-                session.update("check limits", short_name(case), 2 * CASE_BUDGET_S * left)
-                _check(session, server, case, replicate)
+    cases = [case for case in of_profiles if case.compile == "none"]
+    done = 0
+    for look in LOOKS:
+        for replicate in range(done, look):
+            todo = [case for case in cases if (case.id, replicate) not in known]
+            if todo:
+                with fleet.take(look - replicate) as server:
+                    _replicate(session, server, todo, replicate, left=len(cases) * (look - replicate - 1))
+        done = look
+        checks = checks_so_far(session.records)
+        cases = [case for case in cases if _is_open(checks.get(case.id))]
+
+
+def _is_open(check: LimitCheck | str | None) -> bool:
+    """Whether levers were pulled and more processes may tell what these could not."""
+    return isinstance(check, LimitCheck) and check.agreement is Agreement.CANNOT_TELL and bool(check.by_levers)
+
+
+def _replicate(session: Session, server: ForkServer, cases: list[Case], replicate: int, left: int) -> None:
+    """One process a case; ``left`` are to come after these."""
+    random.Random(f"{session.sweep.seed}/{replicate}/limits").shuffle(cases)
+    _ceilings(session, server, cases, replicate)
+    for number, case in enumerate(cases):
+        session.update("check limits", short_name(case), 2 * CASE_BUDGET_S * (len(cases) - number + left))
+        _check(session, server, case, replicate)
 
 
 def other_threads(workload: Workload) -> int | None:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.analysis.model import Estimate
+from bench.analysis.interval import Estimate
 from bench.report.figures.canvas import Picture, enclosing, finish, grid, headline, log_axis
 from bench.report.slices import evenly
 from bench.report.style import ENERGY_UNITS, HOLLOW, INK, MUTED, house_style, scale_for

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.analysis.divisions import CaseLimit
+from bench.analysis.interval import Estimate
 from bench.analysis.levers import LimitCheck
 from bench.analysis.limits import bytes_to_keep
-from bench.analysis.model import Estimate
 from bench.limit_table import check_sentence
 from bench.report.slices import evenly
 from bench.report.style import Look

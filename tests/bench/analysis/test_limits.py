@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from bench.analysis.divisions import CaseLimit, Limit
-from bench.analysis.limits import NEAR, READING, find_limit
-from bench.analysis.model import Estimate
+from bench.analysis.divisions import ALIKE, FAR, NEAR, CaseLimit, Limit, nearness
+from bench.analysis.interval import Estimate
+from bench.analysis.limits import find_limit
 from bench.analysis.roofline import Ceilings
 from bench.cases import Workload
-from bench.store.profiles import OperatorTime, Profile, StageTime, Timeline
+from bench.store.profiles import FirstTouches, OperatorTime, Profile, StageTime, Timeline
 from impls.spec import LayerSpec
 
 PEAK, MEMORY, CACHE, CACHE_BYTES = 1e12, 1e10, 1e11, 10_000_000
@@ -29,7 +29,13 @@ def operator(host_s: float, **given: Any) -> OperatorTime:
 
 
 def limit(
-    *operators: OperatorTime, idle_s: float = 0.0, profiler_s: float = 0.0, weights: int = 0, cache: str = "warm"
+    *operators: OperatorTime,
+    idle_s: float = 0.0,
+    profiler_s: float = 0.0,
+    events: int = 0,
+    pages: FirstTouches | None = None,
+    weights: int = 0,
+    cache: str = "warm",
 ) -> CaseLimit:
     whole_s = sum(row.host_s for row in operators) + idle_s
     stage = StageTime(
@@ -41,7 +47,7 @@ def limit(
     )  # fmt: skip
     profile = Profile(
         calls=1, plain_s=whole_s - profiler_s, whole_s=whole_s, stages=[stage], experts=[], operators=list(operators),
-        timeline=timeline,
+        timeline=timeline, events=events, pages=pages,
     )  # fmt: skip
     found = find_limit(profile, WORKLOAD.model_copy(update={"cache": cache}), CEILINGS)
     assert isinstance(found, CaseLimit)
@@ -54,14 +60,17 @@ def test_products_at_the_peak_are_arithmetic() -> None:
     assert found.sentence.startswith("Limited by arithmetic: 100% compute.")
 
 
-@pytest.mark.parametrize(
-    ("reached", "expected"), [(NEAR + 0.01, Limit.COMPUTE), (NEAR - 0.01, Limit.BELOW_ROOF)], ids=["near", "far"]
-)
+@pytest.mark.parametrize(("reached", "expected"), [(NEAR, Limit.COMPUTE), (FAR, Limit.BELOW_ROOF)], ids=["near", "far"])
 def test_products_below_the_peak_are_arithmetic_while_they_are_near_it(reached: float, expected: Limit) -> None:
     found = limit(operator(1.0, flops=round(reached * PEAK)))
     assert found.whole.limit is expected
     assert found.whole.seconds[Limit.COMPUTE] == pytest.approx(reached)
     assert found.whole.seconds[Limit.BELOW_ROOF] == pytest.approx(1 - reached)
+    assert found.whole.by_resource()[Limit.COMPUTE] == pytest.approx(1.0 if reached == NEAR else reached)
+
+
+def test_nearness_falls_without_a_step() -> None:
+    assert [nearness(share) for share in (0.0, FAR, 0.25, NEAR, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
 
 
 def test_weights_that_fit_are_read_at_the_caches_speed_and_others_at_memorys() -> None:
@@ -103,36 +112,63 @@ def test_operators_whose_work_needs_less_than_calling_them_are_the_hosts() -> No
     assert found.whole.share == pytest.approx(1.0)
 
 
-def test_a_product_reads_its_weights_slower_than_one_long_stretch() -> None:
-    read = {"flops": 1, "moved_bytes": 10**9}
-    reading_s = 10**9 / (READING * MEMORY)
-    weights = limit(operator(2 * reading_s, existing_bytes=10**9, **read), weights=10**9)
-    made = limit(operator(2 * reading_s, existing_bytes=0, **read))
-    slow = limit(operator(1.01 * reading_s / NEAR, existing_bytes=10**9, **read), weights=10**9)
-    assert [weights.whole.limit, made.whole.limit, slow.whole.limit] == [
-        Limit.MEMORY, Limit.BELOW_ROOF, Limit.BELOW_ROOF,
-    ]  # fmt: skip
+def test_what_a_product_takes_longer_than_in_the_cache_is_memorys() -> None:
+    read = {"flops": 10**11, "moved_bytes": 10**9, "near_s": 0.15}
+    found = limit(operator(0.5, existing_bytes=10**9, **read), weights=10**9).whole.by_resource()
+    assert found[Limit.MEMORY] == pytest.approx(0.35)
+    assert found[Limit.COMPUTE] == pytest.approx(0.15)
+    quicker = limit(operator(0.1, existing_bytes=10**9, **read), weights=10**9).whole.by_resource()
+    assert (quicker[Limit.MEMORY], quicker[Limit.COMPUTE]) == pytest.approx((0.0, 0.1))
 
 
-def test_a_product_of_weights_from_memory_reads_and_then_multiplies() -> None:
-    """Its whole time is the two's, in the proportion of what they need, the part that is lost below the roofs too."""
-    reading_s, multiplying_s = 10**9 / (READING * MEMORY), 0.1
-    row = operator(
-        2 * (reading_s + multiplying_s), flops=int(multiplying_s * PEAK), moved_bytes=10**9, existing_bytes=10**9
+def test_a_product_of_weights_that_fit_waits_for_no_memory() -> None:
+    small = {"flops": 10**7, "moved_bytes": 10**6, "existing_bytes": 10**6, "near_s": 1e-5}
+    found = limit(operator(1e-3, **small), weights=10**6).whole.by_resource()
+    assert found[Limit.MEMORY] == 0
+    assert found[Limit.BELOW_ROOF] > 0.9e-3
+
+
+def test_first_touches_are_counted_in_plain_calls_and_placed_where_the_ledger_saw_them() -> None:
+    """The ledger's call touched 300 pages, a plain one 200: operators have two thirds of what they had there."""
+    pages = FirstTouches(num_pages=200, touch_s=1e-3, return_s=0.25e-3)
+    found = limit(
+        operator(0.5, flops=10**10, first_touches=300), operator(0.4, flops=4 * 10**11), idle_s=0.2, pages=pages
     )
-    shares = limit(row, weights=10**9).whole.by_resource()
-    assert shares[Limit.MEMORY] == pytest.approx(2 * reading_s)
-    assert shares[Limit.COMPUTE] == pytest.approx(2 * multiplying_s)
-    assert limit(row, weights=10**9).whole.seconds[Limit.BELOW_ROOF] == pytest.approx(reading_s + multiplying_s)
+    seconds = found.whole.seconds
+    assert seconds[Limit.FIRST_TOUCH] == pytest.approx(0.25)
+    assert seconds[Limit.HOST] == pytest.approx(0.15)  # giving pages back is in no operator
+    assert sum(seconds.values()) == pytest.approx(1.1)
+
+
+def test_nothing_is_touched_where_plain_calls_touch_nothing() -> None:
+    pages = FirstTouches(num_pages=0, touch_s=1e-3, return_s=1e-3)
+    found = limit(operator(0.5, flops=5 * 10**11, first_touches=300), pages=pages)
+    assert found.whole.seconds[Limit.FIRST_TOUCH] == 0
+
+
+def test_memory_that_is_touched_for_the_first_time_can_be_the_limit() -> None:
+    pages = FirstTouches(num_pages=800, touch_s=1e-3, return_s=0.0)
+    found = limit(operator(1.0, flops=10**11, first_touches=800), pages=pages)
+    assert (found.whole.limit, found.whole.share) == (Limit.FIRST_TOUCH, pytest.approx(0.8))
+    assert "MALLOC_TRIM_THRESHOLD_" in found.sentence
+
+
+def test_the_profilers_events_cost_those_whose_they_are() -> None:
+    """Of ten events eight are in the product: so much of the profiler's time is its, the rest the host's."""
+    found = limit(operator(1.0, flops=2 * 10**11, events=8), idle_s=0.5, profiler_s=1.0, events=10)
+    assert found.whole.seconds[Limit.COMPUTE] == pytest.approx(0.2)
+    assert found.whole.seconds[Limit.BELOW_ROOF] == pytest.approx(0.0)
+    assert found.whole.seconds[Limit.HOST] == pytest.approx(0.3)
 
 
 def test_resources_with_nearly_the_same_time_are_named_together() -> None:
-    even = limit(operator(0.5, flops=5 * 10**11), idle_s=0.4)
+    even = limit(operator(0.5, flops=5 * 10**11), idle_s=0.4)  # 0.11 of the time between them
+    assert ALIKE > 0.11
     assert even.whole.limits == (Limit.COMPUTE, Limit.HOST)
     assert even.sentence.startswith("Limited by arithmetic and the host alike: 56% compute, 44% host.")
     assert "Less arithmetic helps" in even.sentence
     assert "Fewer operators help" in even.sentence
-    uneven = limit(operator(0.5, flops=5 * 10**11), idle_s=0.3)
+    uneven = limit(operator(0.5, flops=5 * 10**11), idle_s=0.3)  # 0.25
     assert uneven.whole.limits == (Limit.COMPUTE,)
 
 

@@ -8,8 +8,8 @@ import pytest
 from recorded_cuda import STREAM, read_step
 
 from bench.analysis.divisions import Limit
+from bench.analysis.interval import Estimate
 from bench.analysis.limits import find_limit
-from bench.analysis.model import Estimate
 from bench.analysis.roofline import Ceilings
 from bench.cases import Workload
 from bench.profiling import measure
@@ -40,7 +40,7 @@ def kernels(call: list[Span]) -> list[Kernel]:
 def profile(call: list[Span]) -> Profile:
     sums = break_down([call], {"forward": PRODUCTS, "backward": PRODUCTS}, on_device=True)
     nothing = Counted(Ledger(), [], [])
-    return measure.describe(sums, nothing, plain_s=0.9e-3, timeline=None, on_device=True)
+    return measure.describe(sums, nothing, measure.Watched([], plain_s=0.9e-3), None, {}, on_device=True)
 
 
 def test_every_stage_has_its_own_time_launches_and_gaps(profile: Profile) -> None:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.analysis.frame import COLUMNS, NUMBERS
-from bench.analysis.model import Analysis, Comparison, Control, Estimate, Verdict, Winner
+from bench.analysis.interval import Estimate
+from bench.analysis.model import Analysis, Comparison, Control, Verdict, Winner
 from bench.cases import VARIANTS, stable_id
 from bench.store.schema import RunInfo
 

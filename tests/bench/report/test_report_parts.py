@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.analysis.model import Analysis, Estimate, Exponent
+from bench.analysis.interval import Estimate
+from bench.analysis.model import Analysis, Exponent
 from bench.report.figures.canvas import enclosing, grid
 from bench.report.figures.crossover import crossover_picture, map_axes
 from bench.report.figures.exponents import exponents_picture

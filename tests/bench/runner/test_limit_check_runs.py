@@ -40,7 +40,7 @@ def _few_processes_and_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "scratch").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr("bench.runner.limit_checks.PROCESSES", PROCESSES)
+    monkeypatch.setattr("bench.runner.limit_checks.LOOKS", (PROCESSES,))
 
 
 def test_every_profiled_case_is_checked_once_a_process_and_a_resumed_run_repeats_nothing(tmp_path: Path) -> None:
