@@ -9,11 +9,10 @@ from enum import StrEnum
 
 FAR, NEAR = 1 / 8, 1 / 2
 """Kernels that spend less than the first share of their time at a roof are far from it, from the second on near."""
-ALIKE = 0.15
-"""A resource whose share of the time is less than this below the largest is named beside it.
-
-A profile does not tell them apart: on a quiet machine its shares and those that levers find differ by so much.
-"""
+ALIKE = 0.1
+"""A resource whose share of the time is less than this below the largest is named beside it."""
+ATTRIBUTED = 0.15
+"""So much of what the profiler itself took may have been taken from the wrong cause: it widens :data:`ALIKE`."""
 
 
 class Limit(StrEnum):
@@ -47,12 +46,14 @@ class Division:
         phase: ``forward`` or ``backward``; empty for the whole case.
         seconds: by cause; they add up to the time.
         below: the part of ``seconds[BELOW_ROOF]`` that is in kernels near a roof, by that roof (:func:`nearness`).
+        alike: shares that differ by less than this are not told apart.
     """
 
     stage: str
     phase: str
     seconds: dict[Limit, float] = field(default_factory=lambda: dict.fromkeys(Limit, 0.0))
     below: dict[Limit, float] = field(default_factory=lambda: dict.fromkeys(Limit, 0.0))
+    alike: float = ALIKE
 
     def by_resource(self) -> dict[Limit, float]:
         """The same time by what limits it: of a kernel near its roof, what is lost beyond the roof too."""
@@ -62,10 +63,10 @@ class Division:
 
     @property
     def limits(self) -> tuple[Limit, ...]:
-        """The resource that takes the most time, and those that take nearly as much (:data:`ALIKE`), largest first."""
+        """The resource that takes the most time, and those that take nearly as much (``alike``), largest first."""
         near = self.by_resource()
         ranked = sorted(Limit, key=lambda limit: -near[limit])
-        least = near[ranked[0]] - ALIKE * sum(near.values())
+        least = near[ranked[0]] - self.alike * sum(near.values())
         return tuple(limit for limit in ranked if limit is ranked[0] or near[limit] > max(least, 0.0))
 
     @property

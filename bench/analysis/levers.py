@@ -302,6 +302,8 @@ def _ratios(record: LimitCheckRecord) -> dict[Lever, float]:
         for lever, log in logs.items()
         if lever not in ("base", reference)
     }
+    if reference == "base" and "pages" not in record.gaps:
+        found["pages"] = 1.0  # it touches hardly anything for the first time, so there was nothing to keep
     if reference != "base":
         found[reference] = float(np.exp(np.median(logs[reference]) - np.median(logs["base"])))
     return found

@@ -19,7 +19,8 @@ A profile's time is divided among six causes:
 The case is limited by the resource whose kernels take the most time. A kernel that spends half of its time at its roof
 is limited by that roof as a whole, because twice the threads or half the work help all of it; one that spends an eighth
 there is limited by none; between them the time beyond the roof is divided
-(:func:`~bench.analysis.divisions.nearness`). Resources with nearly the same time are named together.
+(:func:`~bench.analysis.divisions.nearness`). Resources with nearly the same time are named together: within a tenth of
+the call's, and more where the profiler itself took much that had to be taken off again.
 
 The profiler itself costs time with every event that it writes down. How much is known (``whole_s - plain_s``), and it
 is taken from where the events are: those inside of an operator from its time, the others from the host's.
@@ -37,7 +38,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.analysis.divisions import CaseLimit, Division, Limit, nearness
+from bench.analysis.divisions import ALIKE, ATTRIBUTED, CaseLimit, Division, Limit, nearness
 from bench.analysis.roofline import Ceilings
 from bench.cases import Workload
 from bench.store.profiles import OperatorTime, Profile
@@ -80,7 +81,7 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
         _add_gaps(profile, stages)
     else:
         _add_idle(profile, stages, watching)
-    whole = Division("", "")
+    whole = Division("", "", alike=_alike(profile))
     for division in stages.values():
         for limit in Limit:
             whole.seconds[limit] += division.seconds[limit]
@@ -117,6 +118,12 @@ class _Watching:
     def time_s(self, row: OperatorTime) -> float:
         """What an operator takes when nobody watches."""
         return max(0.0, row.seconds - self.event_s * row.events)
+
+
+def _alike(profile: Profile) -> float:
+    """Which difference of two shares is too small to be told: the more the profiler took, the larger."""
+    slowdown = max(0.0, profile.whole_s / profile.plain_s - 1) if profile.plain_s else 0.0
+    return ALIKE + ATTRIBUTED * slowdown
 
 
 def _add_idle(profile: Profile, stages: Mapping[tuple[str, str], Division], watching: _Watching) -> None:

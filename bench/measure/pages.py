@@ -67,7 +67,14 @@ def page_cost() -> PageCost | None:
     return PageCost(statistics.median(touched), statistics.median(returned))
 
 
+def can_keep_pages() -> bool:
+    """Whether the C library is one that can be told to keep what is given back."""
+    return hasattr(ctypes.CDLL(None), "mallopt")
+
+
 def keep_pages() -> bool:
-    """From now on, keep what is given back; whether the C library is one that can be told so. It cannot be undone."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, KEEP_ALL))
+    """From now on, keep what is given back; whether the C library took that. It cannot be undone."""
+    if not can_keep_pages():
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, KEEP_ALL))

@@ -10,6 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+STEADY = (0.8, 1.5)
+"""Between these, a profiled call's time over a plain one's is the profiler's; beyond, the machine may be disturbed."""
+EVENT_S = 5e-6
+"""What an event costs the profiler at most: one or two microseconds, as seen on two machines of 2.5 GHz."""
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -169,6 +173,12 @@ class Profile(_Part):
     timeline: Timeline | None = None
     traces: dict[str, str] = Field(default_factory=dict)
     gaps: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether plain and profiled calls differ by more than a profiler explains."""
+        explained_s = max(STEADY[1] * self.plain_s, self.plain_s + EVENT_S * self.events)
+        return not STEADY[0] * self.plain_s <= self.whole_s <= explained_s
 
     @property
     def on_device(self) -> bool:

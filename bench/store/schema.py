@@ -266,7 +266,8 @@ class LimitCheckRecord(Record):
     Attributes:
         case_id: the case.
         replicate: as in :class:`SamplesRecord`.
-        arms: samples by lever, in rounds. Where ``pages`` is among them, ``base`` was timed before and alone.
+        arms: samples by lever, in rounds. Where ``pages`` is among them, ``base`` was timed before and alone; where it
+            is neither here nor in ``gaps``, the case touches hardly any memory for the first time.
         work: what every variant has to do; empty where another process of the case has counted it.
         gaps: levers that could not be pulled, and why.
         other_threads: how many the lever ``threads`` took.

@@ -20,8 +20,6 @@ from bench.store.profiles import OperatorTime, Profile
 MAX_WORKLOADS = 4
 MAX_IMPLS = 8
 """So many workloads, and implementations of each, are drawn; ``profiles.csv`` has all."""
-STEADY = (0.8, 1.5)
-"""Between these, a profiled call's time over a plain one's is the profiler's; beyond, the machine was disturbed."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Profiled:
     @property
     def disturbed(self) -> bool:
         """Whether plain and profiled calls differ by more than a profiler explains."""
-        return not STEADY[0] <= 1 / self.scale <= STEADY[1]
+        return self.profile.disturbed
 
 
 def profiled_cases(view: View) -> list[Profiled]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from bench.measure.device import Call, Device
 from bench.measure.latency import ArmError, sample_rounds
 from bench.measure.opening import open_device
-from bench.measure.pages import keep_pages
+from bench.measure.pages import can_keep_pages, keep_pages, num_faults, page_cost
 from bench.profiling.measure import tally
 from bench.runner.jobs.building import build_case
 from bench.runner.jobs.failures import failed
@@ -27,6 +28,9 @@ SETTLED_S = 0.1
 ALONE_SHARE = 0.25
 """Of the time, for the case before memory is kept; it is one of the five or six that are timed."""
 
+LITTLE = 0.02
+TOUCHING_CALLS = 3
+
 
 def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Answer:
     """The samples of the case and its variants, what each has to do, and which could not be made.
@@ -34,9 +38,9 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
     Before every sample that is not long its variant is called once, untimed: threads are settled and caches hold what
     its own last call left there, as when it is timed alone.
 
-    The case itself is timed first. Then memory that is given back is kept, where the C library can be told so, and the
-    case (``pages``) and all variants are timed in rounds: else a variant with larger tensors would be charged for pages
-    that the system takes back and hands out again.
+    Where the case touches memory for the first time it is timed by itself before the rest. Then memory that is given
+    back is kept, where the C library can be told so, and the case (``pages``) and all variants are timed in rounds:
+    else a variant with larger tensors would be charged for pages that the system takes back and hands out again.
     """
     case, workload = job.case, job.case.workload
     announce(Announce(case_id=case.id, what="build"))
@@ -96,17 +100,30 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
 
     try:
         samples = {}
-        if workload.device == "cpu":
-            samples = sampled(["base"], ALONE_SHARE)
-        if workload.device == "cpu" and keep_pages():
-            arms["pages"] = arms["base"]
-            samples |= sampled([arm for arm in arms if arm != "base"], 1 - ALONE_SHARE)
-        else:
+        if workload.device != "cpu" or not can_keep_pages():
             gaps["pages"] = "there is no such memory here, or the C library cannot be told to keep it"
-            samples = sampled(list(arms), 1.0)
+        elif _touches_little(arms["base"], device):
+            keep_pages()  # nothing to gain for the case, but a variant may touch more
+        else:
+            samples = sampled(["base"], ALONE_SHARE)
+            keep_pages()
+            arms["pages"] = arms["base"]
+        together = [arm for arm in arms if arm not in samples]
+        samples |= sampled(together, 1 - ALONE_SHARE if samples else 1.0)
     except ArmError as error:
         return failed(error.__cause__ or error, case)
     return Answer(arms=samples, work=work, gaps=gaps)
+
+
+def _touches_little(call: Call, device: Device) -> bool:
+    """Whether first touches of memory, at twice their cost, are less than :data:`LITTLE` of a call's time."""
+    cost, shares = page_cost(), []
+    for _ in range(TOUCHING_CALLS):
+        before, begin_s = num_faults(), device.now_s()
+        call()
+        faults = (num_faults() or 0) - (before or 0)
+        shares.append(2 * faults * (cost.touch_s + cost.return_s) / (device.now_s() - begin_s) if cost else 1.0)
+    return statistics.median(shares) < LITTLE
 
 
 def _work(layer: MoELayer, shared: Shared, device: Device) -> Work:

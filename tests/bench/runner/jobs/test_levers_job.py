@@ -61,9 +61,12 @@ def test_a_tiny_layer_keeps_the_assignments(tmp_path: Path) -> None:
     assert tiny.x.requires_grad
 
 
-def check(tmp_path: Path, impl: str, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> Answer:
+def check(
+    tmp_path: Path, impl: str, monkeypatch: pytest.MonkeyPatch, *, touches_little: bool = False, **fields: Any
+) -> Answer:
     # what cannot be undone is not done to the process of the tests
     monkeypatch.setattr("bench.runner.jobs.limits.keep_pages", lambda: True)
+    monkeypatch.setattr("bench.runner.jobs.limits._touches_little", lambda *_: touches_little)
     w = workload(**fields)
     shared(tmp_path, w)
     case = Case(impl=impl, workload=w)
@@ -93,6 +96,42 @@ def test_every_lever_is_pulled_and_its_work_counted(
     assert twice.flops == 2 * base.flops
     assert base.moved_bytes < twice.moved_bytes < 2 * base.moved_bytes
     assert tiny.flops < base.flops / 2
+
+
+def test_a_case_that_touches_little_memory_first_is_timed_in_rounds_with_its_variants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = check(tmp_path, "loop", monkeypatch, touches_little=True)
+    assert answer.arms is not None
+    assert (set(answer.arms), answer.gaps) == ({"base", "tokens", "one_expert", "tiny", "threads"}, {})
+    assert len({len(arm.latency_s) for arm in answer.arms.values()}) == 1
+
+
+def test_fewer_experts_are_a_lever_of_layers_in_which_every_token_meets_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.runner.jobs.levers.FEW_BYTES", 20_000)
+    layer = LayerSpec(d_model=32, d_ff=24, num_experts=4, top_k=2)
+    answer = check(tmp_path, "dense_total", monkeypatch, layer=layer, routing="router")
+    assert answer.arms is not None
+    assert "few_experts" in answer.arms
+    assert 2 * answer.work["few_experts"].flops == answer.work["base"].flops
+    assert "few_experts" not in (check(tmp_path, "loop", monkeypatch, layer=layer, routing="router").arms or {})
+
+
+def test_what_has_to_be_done_is_counted_only_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.runner.jobs.limits.tally", None)
+    w = workload()
+    shared(tmp_path, w)
+    job = LimitCheckJob(
+        case=Case(impl="loop", workload=w), folder=str(tmp_path), order_seed=1, time_budget_s=1e-3, min_rounds=1,
+        count=False,
+    )  # fmt: skip
+    monkeypatch.setattr("bench.runner.jobs.limits.keep_pages", lambda: True)
+    answer = perform(job, lambda _: None)
+    assert (answer.status, answer.work) == (Status.OK, {})
 
 
 def test_a_layer_that_fails_costs_its_own_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
