@@ -112,13 +112,16 @@ def _stage_row(stage: StageTime, profile: Profile) -> list[str]:
 
 
 def operator_table(profile: Profile, count: int) -> Table:
-    """The ``count`` longest operators, and what the rest take together."""
+    """The ``count`` longest operators, and what the rest take together.
+
+    ``in cache`` is a product's time when it is repeated with what it multiplies in the cache.
+    """
     shown = profile.operators[:count]
     rows = [_operator_row(operator, profile) for operator in shown]
     rest = profile.operators[count:]
     seconds = sum(row.seconds for row in rest)
     note = f"{len(rest)} more rows take {units.latency(seconds)}" if rest else ""
-    headings = ["operator", "shapes", "stage", "phase", "calls", "time", "share", "rate", "bandwidth"]
+    headings = ["operator", "shapes", "stage", "phase", "calls", "time", "in cache", "share", "rate", "bandwidth"]
     return Table("", headings, rows, note)
 
 
@@ -132,6 +135,7 @@ def _operator_row(operator: OperatorTime, profile: Profile) -> list[str]:
         operator.phase,
         str(operator.calls),
         units.latency(seconds),
+        units.latency(operator.near_s) if operator.near_s else "",
         f"{seconds / profile.whole_s:.1%}",
         units.rate(operator.flops / seconds, "FLOP/s") if known and operator.flops else "",
         f"{units.bytes_(operator.moved_bytes / seconds)}/s" if known and operator.moved_bytes else "",

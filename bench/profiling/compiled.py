@@ -54,7 +54,8 @@ def profile_compiled(step: Step, time_budget_s: float) -> Profiled:
     """
     with kept_origins() as origins:
         step()
-    watched = watch(step, time_budget_s, nullcontext)  # marks would have the layer compiled again
+    # marks would have the layer compiled again
+    watched = watch(step, time_budget_s, nullcontext, shapes=True)
     on_device = step.profiled_device is not None and any(map(saw_device, watched.profiles))
     calls = quicker_half([call for profiled in watched.profiles for call in _calls(profiled, origins)])
     sums = add_up(calls, on_device=on_device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from bench.measure.pages import num_faults, page_cost
 from bench.profiling.ledger import OPERATOR, Entry, Ledger
 from bench.profiling.replay import Product, Replay
 from bench.profiling.spans import FUSED, OTHER, WAITING, Kernel, Place, Span, calls_of, kernels_of, saw_device
-from bench.profiling.stages import MICROSECOND, Breakdown, Shapes, Sums, break_down, quicker_half
+from bench.profiling.stages import MICROSECOND, Breakdown, Shapes, Sums, break_down, pieces, quicker_half
 from bench.profiling.step import Step
 from bench.profiling.timeline import make_timeline
 from bench.store.profiles import FirstTouches, OperatorTime, Profile, StageTime, Timeline
@@ -88,6 +88,8 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
     watched = watch(step, time_budget_s, lambda: recording(nvtx=step.nvtx))
     on_device = step.profiled_device is not None and any(map(saw_device, watched.profiles))
     calls = quicker_half([call for profiled in watched.profiles for call in calls_of(profiled)])
+    for call in calls:
+        give_shapes(call, counted)
     sums = break_down(calls, counted.names(), on_device=on_device)
     stages_s = {place: one.host_s / sums.num_calls for place, one in sums.stages.items()}
     timeline = make_timeline(counted.ledger, counted.places, counted.durations_s, stages_s, existing_bytes)
@@ -111,16 +113,19 @@ class Watched:
     pages: FirstTouches | None = None
 
 
-def watch(step: Step, time_budget_s: float, marks: Callable[[], AbstractContextManager[None]]) -> Watched:
+def watch(
+    step: Step, time_budget_s: float, marks: Callable[[], AbstractContextManager[None]], *, shapes: bool = False
+) -> Watched:
     """Calls under torch's profiler with ``marks`` open, in turns with plain ones.
 
-    In turns, so that a machine that changes its speed changes it for both.
+    In turns, so that a machine that changes its speed changes it for both. Without ``shapes``, unless nobody else knows
+    them: to record them costs as much as all the rest, and memory, so that calls touch pages that they otherwise keep.
     """
     plain = [_plain(step)]
     num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / plain[0].seconds)))
     profiles = []
     for _ in range(BLOCKS):
-        with marks(), profile(use_device=step.profiled_device, record_shapes=True) as profiled:
+        with marks(), profile(use_device=step.profiled_device, record_shapes=shapes) as profiled:
             for _ in range(num_calls // BLOCKS):
                 step()
         profiles.append(profiled)
@@ -133,6 +138,19 @@ def watch(step: Step, time_budget_s: float, marks: Callable[[], AbstractContextM
         pages = FirstTouches(num_pages=statistics.median(faults), touch_s=cost.touch_s, return_s=cost.return_s)
     seconds = sorted(call.seconds for call in plain)
     return Watched(profiles, statistics.mean(seconds[: (len(seconds) + 1) // 2]), pages)
+
+
+def give_shapes(call: Sequence[Span], counted: Counted) -> None:
+    """Write into the events of a call what shapes their operators had in the ledger's call, in the same order."""
+    names = counted.names()
+    known: defaultdict[tuple[Place, str], deque[Shapes]] = defaultdict(deque)
+    for entry, place in zip(counted.ledger.entries, counted.places, strict=True):
+        known[place, entry.name].append(entry.shapes)
+    for span in call:
+        for event in () if span.is_range else pieces(span.event, names[span.place.phase]):
+            if found := known[span.place, event.name]:
+                # torch's annotation says tuple[int, ...]; what it gives is a list of shapes
+                event.input_shapes = list(map(list, found.popleft()))  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ def break_down(calls: Sequence[list[Span]], names: Mapping[str, frozenset[str]],
                     sums.calls += 1
                     sums.device_s += kernel.duration * MICROSECOND
             else:
-                for event in _pieces(span.event, names[span.place.phase]):
+                for event in pieces(span.event, names[span.place.phase]):
                     sums = operators[whole, event.name, shapes_of(event)]
                     sums.calls += 1
                     sums.host_s += event.cpu_time_total * MICROSECOND
@@ -158,14 +158,14 @@ def _itself(event: FunctionEvent) -> list[FunctionEvent]:
     return [event, *(child for child in event.cpu_children if is_inside(child, event))]
 
 
-def _pieces(event: FunctionEvent, names: frozenset[str]) -> Iterator[FunctionEvent]:
+def pieces(event: FunctionEvent, names: frozenset[str]) -> Iterator[FunctionEvent]:
     """The operators that the event consists of, as Python's side of torch sees them."""
     children = [child for child in event.cpu_children if is_operator(child)]
     if event.name in names or not children:
         yield event
         return
     for child in children:
-        yield from _pieces(child, names)
+        yield from pieces(child, names)
 
 
 def shapes_of(event: FunctionEvent) -> Shapes:

@@ -18,12 +18,14 @@ TRACES = "traces"
 MAX_TRACE_BYTES = 24 * 2**20
 COLUMNS = (
     "case_id", "impl", "workload", "what", "phase", "stage", "expert", "name", "shapes", "calls", "host_s", "idle_s",
-    "device_s", "flops", "moved_bytes",
+    "device_s", "flops", "moved_bytes", "existing_bytes", "near_s", "first_touches", "events",
 )  # fmt: skip
 """``what`` is ``call`` (``name`` is ``plain`` or ``profiled``), ``cause``, ``stage``, ``expert`` or ``operator``.
 
 Times of stages, experts and operators are the profiled call's, as recorded; those of causes add up to a plain one's.
 """
+
+COUNTS = ("expert", "calls", "flops", "moved_bytes", "existing_bytes", "first_touches", "events")
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,20 @@ def profile_table(cases: Sequence[Profiled]) -> pd.DataFrame:
         for case in cases
         for row in _rows(case)
     ]
-    return pd.DataFrame.from_records(rows, columns=list(COLUMNS)).astype(
-        {"expert": "Int64", "calls": "Int64", "flops": "Int64", "moved_bytes": "Int64"}
-    )
+    return pd.DataFrame.from_records(rows, columns=list(COLUMNS)).astype(dict.fromkeys(COUNTS, "Int64"))
 
 
 def _rows(case: Profiled) -> Iterator[dict[str, Any]]:
     profile = case.profile
-    yield {"what": "call", "name": "plain", "host_s": profile.plain_s}
-    yield {"what": "call", "name": "profiled", "calls": profile.calls, "host_s": profile.whole_s}
+    touches = round(profile.pages.num_pages) if profile.pages is not None else None
+    yield {"what": "call", "name": "plain", "host_s": profile.plain_s, "first_touches": touches}
+    yield {
+        "what": "call",
+        "name": "profiled",
+        "calls": profile.calls,
+        "host_s": profile.whole_s,
+        "events": profile.events,
+    }
     if case.limit is not None:
         for cause, seconds in case.limit.whole.seconds.items():
             yield {"what": "cause", "name": str(cause), "host_s": seconds}

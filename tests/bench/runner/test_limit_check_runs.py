@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from fake_sweep import make_sweep
 
+from bench.analysis.divisions import Limit
+from bench.analysis.interval import Estimate
+from bench.analysis.levers import Agreement, LimitCheck
 from bench.config import Sweep
 from bench.runner.limit_checks import other_threads
 from bench.runner.progress import Silent
@@ -54,6 +57,33 @@ def test_every_profiled_case_is_checked_once_a_process_and_a_resumed_run_repeats
     log.write_text("".join(lines[:last]))
     run(sweep, tmp_path, resume=folder)
     assert checks_of(folder) == wanted
+
+
+@pytest.mark.parametrize(
+    ("agreement", "looks"), [(Agreement.AGREES, 1), (Agreement.DISAGREES, 1), (Agreement.CANNOT_TELL, 3)]
+)
+def test_a_case_of_which_nothing_can_be_said_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agreement: Agreement, looks: int
+) -> None:
+    monkeypatch.setattr("bench.runner.limit_checks.LOOKS", (1, 2, 3))
+    shares = {Limit.HOST: Estimate(0.5, 0.4, 0.6)}
+    monkeypatch.setattr(
+        "bench.runner.limit_checks.checks_so_far",
+        lambda records: {
+            record.case_id: LimitCheck([Limit.HOST], {}, shares, [], agreement, {})
+            for record in records
+            if isinstance(record, LimitCheckRecord)
+        },
+    )
+    found = checks_of(run(checked_sweep(["ok", "loop"]), tmp_path))
+    assert found == [(impl, replicate, "") for impl in ("loop", "ok") for replicate in range(looks)]
+
+
+def test_what_has_to_be_done_is_counted_in_one_process_a_case(tmp_path: Path) -> None:
+    run(checked_sweep(["ok", "crash@check"]), tmp_path)
+    jobs = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
+    counts = [(job["case"]["impl"], job["count"]) for job in jobs if job["job"] == "limit_check"]
+    assert sorted(counts) == [("crash@check", True), ("crash@check", True), ("ok", False), ("ok", True)]
 
 
 def test_no_limit_is_checked_unasked(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from fake_sweep import make_sweep
 
 from bench.analysis import load
 from bench.config import Sweep
+from bench.runner.profiling import TRIES
 from bench.runner.progress import Silent
 from bench.runner.sweep import run_sweep
 from bench.store.log import read_run
@@ -54,6 +55,29 @@ def test_what_fails_costs_its_own_profile_only(tmp_path: Path) -> None:
     assert len(analysis.not_profiled) == 2
     timed = {record.case.impl: record.status for record in read_run(folder).records if isinstance(record, CaseRecord)}
     assert timed["crash@profile"] is Status.OK
+
+
+@pytest.mark.parametrize(("disturbed", "tries"), [(False, 1), (True, TRIES)], ids=["quiet", "disturbed"])
+def test_a_profile_of_a_disturbed_machine_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturbed: bool, tries: int
+) -> None:
+    monkeypatch.setattr("bench.store.profiles.Profile.disturbed", disturbed)
+    found = profiles_of(run(profiled_sweep(["ok"]), tmp_path))
+    assert found["ok"].profile == PROFILE
+    jobs = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
+    assert sum(job["job"] == "profile" for job in jobs) == tries
+
+
+@pytest.mark.parametrize(
+    ("whole_s", "events", "disturbed"),
+    [(1.4, 0, False), (2.0, 0, True), (2.0, 200_000, False), (0.7, 200_000, True)],
+    ids=["slowed", "slowed much", "slowed much by many events", "quicker than a plain call"],
+)
+def test_a_profile_is_disturbed_where_more_time_passed_than_a_profiler_takes(
+    whole_s: float, events: int, disturbed: bool
+) -> None:
+    profile = PROFILE.model_copy(update={"plain_s": 1.0, "whole_s": whole_s, "events": events})
+    assert profile.disturbed is disturbed
 
 
 def test_no_profile_is_made_unasked(tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""Products that are repeated in the cache: every one of a call, none twice, and nothing of the call is changed."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from profiled_layers import SPEC, layer_step, make_step
+
+from bench.measure.pages import PageCost
+from bench.profiling.measure import count, profile_step
+from bench.profiling.replay import Replay, nearby
+from impls import build
+
+LARGE = 10**9
+aten = torch.ops.aten
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["forward", "train"])
+@pytest.mark.parametrize("name", ["loop", "grouped", "einsum", "scatter_gather", "batched"])
+def test_every_product_of_a_call_is_timed_once_a_shape(name: str, train: bool) -> None:
+    step = layer_step(name, train=train)
+    products = {(entry.name, entry.shapes) for entry in count(step).ledger.entries if entry.flops}
+    replay = Replay(LARGE, None)
+    with replay:
+        step()
+    assert replay.seconds.keys() == products
+    assert all(seconds > 0 for seconds in replay.seconds.values())
+
+
+def test_what_is_repeated_changes_nothing() -> None:
+    layer = build("loop", SPEC, direction="train", seed=0)
+    found = []
+    for mode in (Replay(LARGE, None), Replay(64, None), None):
+        x = torch.ones(6, SPEC.d_model, requires_grad=True)
+        layer.zero_grad()
+        if mode is None:
+            layer(x).sum().backward()
+        else:
+            with mode:
+                layer(x).sum().backward()
+        found.append([leaf.grad for leaf in (x, *layer.parameters()) if leaf.grad is not None])
+    assert len(found[2]) == 1 + len(list(layer.parameters()))
+    for replayed in found[:2]:
+        assert all(torch.equal(one, plain) for one, plain in zip(replayed, found[2], strict=True))
+
+
+def test_pages_that_a_repetition_touches_first_are_not_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight_DF = torch.randn(SPEC.d_model, 8)
+    faults = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr("bench.profiling.replay.num_faults", lambda: next(faults))
+    replay = Replay(LARGE, PageCost(touch_s=1.0, return_s=0.0))
+    with replay:
+        make_step(lambda x: x @ weight_DF, [], train=False)()
+    assert list(replay.seconds.values()) == [0.0]
+
+
+def test_rows_of_a_profile_bear_the_time_of_all_their_repetitions() -> None:
+    profile = profile_step(layer_step("loop", train=True), {}, 0.01).profile
+    assert all((row.near_s is not None) == bool(row.flops) for row in profile.operators)
+    assert profile.events > sum(row.events for row in profile.operators) > 0
+
+
+def _result(name: str, args: list[Any]) -> torch.Tensor:
+    result: torch.Tensor = getattr(aten, name)(*args)
+    return result
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(["mm", "addmm"]), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(8, 200),
+    st.booleans(),
+)  # fmt: skip
+def test_a_matrix_that_is_cut_gives_a_part_of_the_product(
+    name: str, rows: int, inner: int, columns: int, fits_bytes: int, spread: bool
+) -> None:
+    left, right = torch.randn(rows, inner), torch.randn(inner, columns)
+    added = torch.randn(columns) if spread else torch.randn(rows, columns)
+    args = [left, right] if name == "mm" else [added, left, right]
+    if name == "addmm" and (added.numel() * 4 > fits_bytes):
+        return  # what is added is no factor
+    near = nearby(f"aten::{name}", args, fits_bytes)
+    assert near is not None
+    part, whole = _result(name, near[0]), _result(name, args)
+    torch.testing.assert_close(part, whole[: part.shape[0], : part.shape[1]])
+    assert near[1] == pytest.approx(whole.numel() / part.numel())
+
+
+def test_of_a_stack_the_first_matrix_stands_for_all() -> None:
+    x_END, weights_EDF = torch.randn(4, 3, 8), torch.randn(4, 8, 16)
+    near = nearby("aten::bmm", [x_END, weights_EDF], 4 * 3 * 8 * 4)
+    assert near is not None
+    (same, repeated), factor = near
+    assert same is x_END
+    assert repeated.stride(0) == 0
+    torch.testing.assert_close(_result("bmm", [same, repeated]), x_END @ weights_EDF[0])
+    assert factor == 1
+
+
+def test_what_fits_stays_as_it_is_and_what_cannot_be_made_smaller_is_not_repeated() -> None:
+    left, right, added = torch.randn(2, 3), torch.randn(3, 2), torch.randn(2, 2)
+    near = nearby("aten::addmm", [added, left, right], 24)
+    assert near is not None
+    assert all(one is other for one, other in zip(near[0], (added, left, right), strict=True))
+    assert nearby("aten::addmm", [torch.randn(64, 64), left, right], 24) is None
