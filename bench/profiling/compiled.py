@@ -16,7 +16,8 @@ from torch.autograd.profiler import profile
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import DeviceType
 
-from bench.profiling.measure import Profiled, describe, kernels_in, watch
+from bench.profiling.calls import kernels_in, watch
+from bench.profiling.measure import Profiled, describe
 from bench.profiling.origins import Origins, kept_origins
 from bench.profiling.spans import (
     ACCUMULATE,

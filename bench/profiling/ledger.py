@@ -18,7 +18,7 @@ from torch.profiler import record_function
 
 from bench.measure.pages import num_faults
 from bench.profiling.costs import moved_bytes, product_flops
-from bench.profiling.watching import OperatorMode, shapes_of_arguments, tensors_in
+from bench.profiling.operator_mode import OperatorMode, shapes_of_arguments, tensors_in
 
 OPERATOR = "moebench-operator:"
 

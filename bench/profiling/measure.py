@@ -1,17 +1,14 @@
 """Profiles one case: time by stage and operator, operations and bytes by operator, and memory over time.
 
 Four passes, so that no observer sees another: plain calls by the clock and calls under torch's profiler for time, in
-turns; one call under the ledger for everything that is counted, from which no time is taken; and on a CPU one call
-whose matrix products are repeated with what they multiply in the cache.
+turns (:mod:`bench.profiling.calls`); one call under the ledger for everything that is counted, from which no time is
+taken; and on a CPU one call whose matrix products are repeated with what they multiply in the cache.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -19,19 +16,17 @@ from torch.autograd.profiler import profile
 from torch.autograd.profiler_util import FunctionEvent
 
 from bench.measure.cpu import CpuDevice
-from bench.measure.pages import num_faults, page_cost
+from bench.measure.pages import page_cost
+from bench.profiling.calls import Watched, kernels_in, watch
 from bench.profiling.ledger import OPERATOR, Entry, Ledger
 from bench.profiling.replay import Product, Replay
-from bench.profiling.spans import FUSED, OTHER, WAITING, Kernel, Place, Span, calls_of, kernels_of, saw_device
+from bench.profiling.spans import FUSED, OTHER, WAITING, Kernel, Place, Span, calls_of, saw_device
 from bench.profiling.stages import MICROSECOND, Breakdown, Shapes, Sums, break_down, pieces, quicker_half
 from bench.profiling.step import Step
 from bench.profiling.timeline import make_timeline
-from bench.store.profiles import FirstTouches, OperatorTime, Profile, StageTime, Timeline
+from bench.store.profiles import OperatorTime, Profile, StageTime, Timeline
 from impls.stages import STAGES, recording
 
-BLOCKS = 4
-MIN_CALLS = BLOCKS
-MAX_CALLS = 24
 MAX_OPERATORS = 60
 STAGE_ORDER = (*STAGES, FUSED, "gradients", WAITING, OTHER)
 _UNKNOWN = Place("forward", OTHER)
@@ -65,7 +60,7 @@ class Profiled:
 
     Attributes:
         profile: for the record.
-        call: the spans of one usual call: that of median duration.
+        call: the spans of one usual call: of those that count, the middle one by duration.
         kernels: what the device did for it, where it works on its own.
         counted: the ledger's pass; None of a compiled case.
     """
@@ -98,48 +93,6 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
     return Profiled(record, usual, kernels_in(watched.profiles, usual), counted)
 
 
-@dataclass(frozen=True)
-class Watched:
-    """Calls under torch's profiler, and calls in between that nobody watched.
-
-    Attributes:
-        profiles: of the watched calls.
-        plain_s: mean time of the quicker half of the others.
-        pages: what these touched for the first time, and its cost; None where that is not told.
-    """
-
-    profiles: Sequence[profile]
-    plain_s: float
-    pages: FirstTouches | None = None
-
-
-def watch(
-    step: Step, time_budget_s: float, marks: Callable[[], AbstractContextManager[None]], *, shapes: bool = False
-) -> Watched:
-    """Calls under torch's profiler with ``marks`` open, in turns with plain ones.
-
-    In turns, so that a machine that changes its speed changes it for both. Without ``shapes``, unless nobody else knows
-    them: to record them costs as much as all the rest, and memory, so that calls touch pages that they otherwise keep.
-    """
-    plain = [_plain(step)]
-    num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / plain[0].seconds)))
-    profiles = []
-    for _ in range(BLOCKS):
-        with marks(), profile(use_device=step.profiled_device, record_shapes=shapes) as profiled:
-            for _ in range(num_calls // BLOCKS):
-                step()
-        profiles.append(profiled)
-        plain += [_plain(step) for _ in range(num_calls // BLOCKS)]
-    on_cpu = step.device.torch_device.type == "cpu"
-    faults = [call.faults for call in plain if call.faults is not None]
-    cost = page_cost() if on_cpu and faults else None
-    pages = None
-    if cost is not None:
-        pages = FirstTouches(num_pages=statistics.median(faults), touch_s=cost.touch_s, return_s=cost.return_s)
-    seconds = sorted(call.seconds for call in plain)
-    return Watched(profiles, statistics.mean(seconds[: (len(seconds) + 1) // 2]), pages)
-
-
 def give_shapes(call: Sequence[Span], counted: Counted) -> None:
     """Write into the events of a call what shapes their operators had in the ledger's call, in the same order."""
     names = counted.names()
@@ -151,29 +104,6 @@ def give_shapes(call: Sequence[Span], counted: Counted) -> None:
             if found := known[span.place, event.name]:
                 # torch's annotation says tuple[int, ...]; what it gives is a list of shapes
                 event.input_shapes = list(map(list, found.popleft()))  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, slots=True)
-class _Plain:
-    """A call that nobody watches: its seconds, and how many pages it touched for the first time."""
-
-    seconds: float
-    faults: int | None
-
-
-def _plain(step: Step) -> _Plain:
-    before, begin_s = num_faults(), time.perf_counter()
-    step()
-    end_s, after = time.perf_counter(), num_faults()
-    return _Plain(end_s - begin_s, None if before is None or after is None else after - before)
-
-
-def kernels_in(profiles: Iterable[profile], usual: list[Span]) -> list[Kernel]:
-    """The work of the device in a call of one of these profiles."""
-    for profiled in profiles:
-        if kernels := kernels_of(profiled, usual):
-            return kernels
-    return []
 
 
 def _near(step: Step) -> Mapping[Product, float]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bench.measure.pages import PageCost, num_faults
 from bench.profiling.costs import LEFT_FACTOR, product_flops
-from bench.profiling.watching import OperatorMode, shapes_of_arguments, tensors_in
+from bench.profiling.operator_mode import OperatorMode, shapes_of_arguments, tensors_in
 
 MIN_REPETITIONS, MAX_REPETITIONS = 3, 15
 ENOUGH_S = 0.01

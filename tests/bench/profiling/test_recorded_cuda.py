@@ -13,6 +13,7 @@ from bench.analysis.limits import find_limit
 from bench.analysis.roofline import Ceilings
 from bench.cases import Workload
 from bench.profiling import measure
+from bench.profiling.calls import Watched
 from bench.profiling.export import write_perfetto
 from bench.profiling.ledger import Ledger
 from bench.profiling.measure import Counted
@@ -40,7 +41,7 @@ def kernels(call: list[Span]) -> list[Kernel]:
 def profile(call: list[Span]) -> Profile:
     sums = break_down([call], {"forward": PRODUCTS, "backward": PRODUCTS}, on_device=True)
     nothing = Counted(Ledger(), [], [])
-    return measure.describe(sums, nothing, measure.Watched([], plain_s=0.9e-3), None, {}, on_device=True)
+    return measure.describe(sums, nothing, Watched([], plain_s=0.9e-3), None, {}, on_device=True)
 
 
 def test_every_stage_has_its_own_time_launches_and_gaps(profile: Profile) -> None:

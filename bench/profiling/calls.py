@@ -1,0 +1,86 @@
+"""Makes the calls of a profile: some under torch's profiler, and in turns with them some that nobody watches."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from torch.autograd.profiler import profile
+
+from bench.measure.pages import num_faults, page_cost
+from bench.profiling.spans import Kernel, Span, kernels_of
+from bench.profiling.step import Step
+from bench.store.profiles import FirstTouches
+
+BLOCKS = 4
+"""Profiles a case, with plain calls before, between and after."""
+MIN_CALLS = BLOCKS
+MAX_CALLS = 24
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Calls under torch's profiler, and calls in between that nobody watched.
+
+    Attributes:
+        profiles: of the watched calls.
+        plain_s: mean time of the quicker half of the others.
+        pages: what these touched for the first time, and its cost; None where that is not told.
+    """
+
+    profiles: Sequence[profile]
+    plain_s: float
+    pages: FirstTouches | None = None
+
+
+def watch(
+    step: Step, time_budget_s: float, marks: Callable[[], AbstractContextManager[None]], *, shapes: bool = False
+) -> Watched:
+    """Calls under torch's profiler with ``marks`` open, in turns with plain ones.
+
+    In turns, so that a machine that changes its speed changes it for both. Without ``shapes``, unless nobody else knows
+    them: to record them costs as much as all the rest, and memory, so that calls touch pages that they otherwise keep.
+    """
+    plain = [_plain(step)]
+    num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / plain[0].seconds)))
+    profiles = []
+    for _ in range(BLOCKS):
+        with marks(), profile(use_device=step.profiled_device, record_shapes=shapes) as profiled:
+            for _ in range(num_calls // BLOCKS):
+                step()
+        profiles.append(profiled)
+        plain += [_plain(step) for _ in range(num_calls // BLOCKS)]
+    on_cpu = step.device.torch_device.type == "cpu"
+    faults = [call.faults for call in plain if call.faults is not None]
+    cost = page_cost() if on_cpu and faults else None
+    pages = None
+    if cost is not None:
+        pages = FirstTouches(num_pages=statistics.median(faults), touch_s=cost.touch_s, return_s=cost.return_s)
+    seconds = sorted(call.seconds for call in plain)
+    return Watched(profiles, statistics.mean(seconds[: (len(seconds) + 1) // 2]), pages)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """A call that nobody watches: its seconds, and how many pages it touched for the first time."""
+
+    seconds: float
+    faults: int | None
+
+
+def _plain(step: Step) -> _Plain:
+    before, begin_s = num_faults(), time.perf_counter()
+    step()
+    end_s, after = time.perf_counter(), num_faults()
+    return _Plain(end_s - begin_s, None if before is None or after is None else after - before)
+
+
+def kernels_in(profiles: Iterable[profile], usual: list[Span]) -> list[Kernel]:
+    """The work of the device in a call of one of these profiles; each counts its events anew."""
+    for profiled in profiles:
+        if any(event is usual[0].event for event in profiled.function_events or ()):
+            return kernels_of(profiled, usual)
+    return []
