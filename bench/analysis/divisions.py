@@ -13,6 +13,8 @@ ALIKE = 0.1
 """A resource whose share of the time is less than this below the largest is named beside it."""
 ATTRIBUTED = 0.15
 """So much of what the profiler itself took may have been taken from the wrong cause: it widens :data:`ALIKE`."""
+MOST_ALIKE = 0.25
+"""Nothing that is further from the largest is named beside it, nor what has less than half of its share."""
 
 
 class Limit(StrEnum):
@@ -66,8 +68,9 @@ class Division:
         """The resource that takes the most time, and those that take nearly as much (``alike``), largest first."""
         near = self.by_resource()
         ranked = sorted(Limit, key=lambda limit: -near[limit])
-        least = near[ranked[0]] - self.alike * sum(near.values())
-        return tuple(limit for limit in ranked if limit is ranked[0] or near[limit] > max(least, 0.0))
+        largest = near[ranked[0]]
+        least = max(largest / 2, largest - self.alike * sum(near.values()))
+        return tuple(limit for limit in ranked if limit is ranked[0] or near[limit] > least)
 
     @property
     def limit(self) -> Limit:
@@ -87,7 +90,7 @@ class CaseLimit:
 
     Attributes:
         whole: the case's time by cause.
-        stages: the stages' times by cause, as the profiler saw them.
+        stages: the stages' times by cause, as the profiler saw them, less what its events cost inside of operators.
         sentence: the same in plain words, with what to try.
     """
 

@@ -18,9 +18,9 @@ read off what the call's time does then:
 
 So the same time is accounted for twice, once by the profiler and once by levers. The named limit, or one of those that
 are named together, *agrees* where the levers' share of it is surely the largest, *disagrees* where another is surely
-larger, and else nothing can be said; surely is by a t interval over processes. Where ``one_expert`` or ``tiny`` cannot
-be pulled, its share may be anything between nothing and all that the other levers leave, and what is said must hold at
-both ends.
+larger, and else nothing can be said; surely is by a t interval over processes, its error rate divided among the
+declared looks. Where a lever cannot be pulled, its share may be anything between nothing and all that the others leave,
+and what is said must hold at both ends.
 
 Beside the shares stands what the profile's division predicts of every lever, with what the lever did. Time below the
 roof may follow its work or not, so predictions are ranges. ``threads`` has only these.
@@ -108,11 +108,21 @@ class LimitCheck:
     gaps: Mapping[Lever, str]
 
 
+LOOKS = (6, 12, 18)
+"""After so many processes a case is looked at; one of which nothing can be said yet goes on to the next number.
+
+Six are as few as a t interval is still of use with: a share has to be told from another, not from itself within 1 %. A
+verdict may fall at every look, so each has its part of the error rate.
+"""
 MIN_PROCESSES = 2
 """Fewer have no spread."""
 COPIES = 1.02
 """With one expert's weights for all, so many times as many bytes are moved at most, unless somebody copies weights."""
-OPEN: Mapping[Limit, tuple[Lever, ...]] = {Limit.MEMORY: ("one_expert", "few_experts"), Limit.HOST: ("tiny",)}
+OPEN: Mapping[Limit, tuple[Lever, ...]] = {
+    Limit.FIRST_TOUCH: ("pages",),
+    Limit.MEMORY: ("one_expert", "few_experts"),
+    Limit.HOST: ("tiny",),
+}
 """Shares that are not known where all of these levers are missing."""
 
 
@@ -128,7 +138,8 @@ def responses(lever: Lever, work: Mapping[Lever, Work], roofs: Roofs, other: Roo
         return same | {Limit.MEMORY: (0.0, 1 - _ratio(base.existing_bytes, base.moved_bytes))}
     if lever == "few_experts":
         part = _ratio(work[lever].flops, work["base"].flops)
-        return dict.fromkeys(Limit, (part, part)) | {Limit.HOST: (1.0, 1.0), Limit.MEMORY: (0.0, part)}
+        # fewer operators where members run one by one, the same in one product of all
+        return dict.fromkeys(Limit, (part, part)) | {Limit.HOST: (part, 1.0), Limit.MEMORY: (0.0, part)}
     if lever == "threads":
         if other is not None:
             factors[Limit.COMPUTE] = roofs.peak / other.peak
@@ -167,7 +178,7 @@ def shares_by_levers(
         base_s: the time without, where memory is kept.
         work: what every variant has to do.
         roofs: of the machine.
-        unknown: where ``tiny`` or every lever for memory is missing, which part its share is taken to be of the rest.
+        unknown: which part of what the others leave those shares are taken to be for which no lever was pulled.
     """
     unknown = unknown or {}
     base, doubled = work["base"], work["tokens"]
@@ -186,10 +197,12 @@ def shares_by_levers(
     more_reading = memory * (_ratio(doubled.existing_bytes, base.existing_bytes) - 1)
     following = _share(grown - more_reading / growth) if growth > 0 else 0.0
     rest = max(0.0, 1 - host - memory - following)
+    touched = unknown.get(Limit.FIRST_TOUCH, 0.0) * rest
+    rest -= touched
     made, made_more = base.moved_bytes - base.existing_bytes, doubled.moved_bytes - doubled.existing_bytes
     growing = min(made, max(0, made_more - made))
     shares = dict.fromkeys(Limit, 0.0)
-    shares[Limit.HOST], shares[Limit.MEMORY] = host, memory
+    shares[Limit.HOST], shares[Limit.MEMORY], shares[Limit.FIRST_TOUCH] = host, memory, touched
     follows = {Limit.COMPUTE: base.flops / roofs.peak, Limit.MEMORY: growing / roofs.memory}
     stays = {Limit.CACHE: base.existing_bytes / roofs.cache, Limit.MEMORY: (made - growing) / roofs.memory}
     for needs_s, share in ((follows, following), (stays, rest)):
@@ -228,20 +241,15 @@ def check_limit(
     work = next((record.work for record in good if record.work), None)
     if work is None:
         return "what the variants have to do was not counted"
-    gaps = {lever: reason for record in good for lever, reason in record.gaps.items()}
     ratios = [_ratios(record) for record in good]
-    for lever in {lever for one in ratios for lever in one}:
-        missing = sum(lever not in one for one in ratios)
-        if missing:
-            gaps.setdefault(lever, f"it was not pulled in {missing} of {len(good)} processes")
-    if "one_expert" in work and work["one_expert"].moved_bytes > COPIES * work["base"].moved_bytes:
-        gaps["one_expert"] = "the implementation first copies weights that are not one block, which is other work"
+    gaps = _gaps(good, ratios, work)
+    pulled = [{lever: ratio for lever, ratio in one.items() if lever not in gaps} for one in ratios]
     total = sum(division.seconds.values())
     by_profile = {limit: seconds / total for limit, seconds in division.by_resource().items()} if total else {}
-    pulled = [{lever: ratio for lever, ratio in one.items() if lever not in gaps} for one in ratios]
     levers = [
         Pulled(lever, predict(lever, by_profile, responses(lever, work, roofs, other)), _ratio_estimate(pulled, lever))
         for lever in pulled[0]
+        if any(lever in record.arms for record in good)
     ]
     by_levers: dict[Limit, Estimate] = {}
     agreement = Agreement.CANNOT_TELL
@@ -249,16 +257,41 @@ def check_limit(
         base_s = [statistics.median(record.arms[record.reference].latency_s) for record in good]
         ends = [
             _units([shares_by_levers(one, s, work, roofs, unknown) for one, s in zip(pulled, base_s, strict=True)])
-            for unknown in _unknowns(pulled[0])
+            for unknown in _unknowns(pulled[0], by_profile)
         ]
         by_levers = {limit: _hull([_interval(units[limit], 1 - ERROR_RATE) for units in ends]) for limit in Limit}
         agreement = judge(division.limits, ends)
     return LimitCheck(division.limits, by_profile, by_levers, levers, agreement, gaps)
 
 
-def _unknowns(pulled: Mapping[Lever, float]) -> list[dict[Limit, float]]:
-    """The ends of what the shares of missing levers may be; one that says nothing where none is missing."""
-    missing = [limit for limit, levers in OPEN.items() if not any(lever in pulled for lever in levers)]
+def _gaps(
+    records: Sequence[LimitCheckRecord], ratios: Sequence[Mapping[Lever, float]], work: Mapping[Lever, Work]
+) -> dict[Lever, str]:
+    """Levers that were not pulled in every process, or are other work, and why."""
+    gaps = {lever: reason for record in records for lever, reason in record.gaps.items()}
+    for lever in {lever for one in ratios for lever in one}:
+        missing = sum(lever not in one for one in ratios)
+        if missing:
+            gaps.setdefault(lever, f"it was not pulled in {missing} of {len(records)} processes")
+    base, one, few = work["base"], work.get("one_expert"), work.get("few_experts")
+    if one is not None and one.moved_bytes > COPIES * base.moved_bytes:
+        gaps["one_expert"] = "the implementation first copies weights that are not one block, which is other work"
+    if few is not None and few.flops == base.flops:
+        gaps["few_experts"] = "the implementation uses no more experts than that anyway"
+    return gaps
+
+
+def _unknowns(pulled: Mapping[Lever, float], by_profile: Mapping[Limit, float]) -> list[dict[Limit, float]]:
+    """The ends of what the shares of missing levers may be; one that says nothing where none is missing.
+
+    First touches are no question where the profile saw none, as on a device.
+    """
+    missing = [
+        limit
+        for limit, levers in OPEN.items()
+        if not any(lever in pulled for lever in levers)
+        if limit is not Limit.FIRST_TOUCH or by_profile.get(limit)
+    ]
     return [dict(zip(missing, parts, strict=True)) for parts in product((0.0, 1.0), repeat=len(missing))]
 
 
@@ -287,10 +320,13 @@ def _judge_one(named: Sequence[Limit], units: Mapping[Limit, np.ndarray]) -> Agr
     if not rivals:
         return Agreement.CANNOT_TELL
     largest = max(named, key=lambda limit: units[limit].mean())
-    leads = [_interval(units[largest] - units[rival], 1 - ERROR_RATE / len(rivals)) for rival in rivals]
-    if all(lead.low > 0 for lead in leads):
+    error_rate = ERROR_RATE / len(LOOKS)
+    leads = [units[largest] - units[rival] for rival in rivals]
+    # it has to lead all of them, so each may be asked at the full rate; to trail any one of them is as many chances
+    if all(_interval(lead, 1 - error_rate).low > 0 for lead in leads):
         return Agreement.AGREES
-    return Agreement.DISAGREES if any(lead.high < 0 for lead in leads) else Agreement.CANNOT_TELL
+    trails = any(_interval(lead, 1 - error_rate / len(rivals)).high < 0 for lead in leads)
+    return Agreement.DISAGREES if trails else Agreement.CANNOT_TELL
 
 
 def _ratios(record: LimitCheckRecord) -> dict[Lever, float]:

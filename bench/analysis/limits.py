@@ -38,7 +38,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.analysis.divisions import ALIKE, ATTRIBUTED, CaseLimit, Division, Limit, nearness
+from bench.analysis.divisions import ALIKE, ATTRIBUTED, MOST_ALIKE, CaseLimit, Division, Limit, nearness
 from bench.analysis.roofline import Ceilings
 from bench.cases import Workload
 from bench.store.profiles import OperatorTime, Profile
@@ -123,7 +123,7 @@ class _Watching:
 def _alike(profile: Profile) -> float:
     """Which difference of two shares is too small to be told: the more the profiler took, the larger."""
     slowdown = max(0.0, profile.whole_s / profile.plain_s - 1) if profile.plain_s else 0.0
-    return ALIKE + ATTRIBUTED * slowdown
+    return min(MOST_ALIKE, ALIKE + ATTRIBUTED * slowdown)
 
 
 def _add_idle(profile: Profile, stages: Mapping[tuple[str, str], Division], watching: _Watching) -> None:

@@ -42,6 +42,13 @@ def num_faults() -> int | None:
     return None if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
+def fresh_memory(num_bytes: int) -> mmap.mmap:
+    """Memory that nobody has touched, of the kind that the C library hands out: private, and of no file."""
+    if hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, num_bytes)
+
+
 def page_cost() -> PageCost | None:
     """Measured here and now with torch's current number of threads; None where page faults are not told."""
     import torch  # the rest of this file needs none
@@ -50,7 +57,7 @@ def page_cost() -> PageCost | None:
         return None
     touched, returned = [], []
     for _ in range(REPETITIONS):
-        stretch = mmap.mmap(-1, STRETCH_BYTES)
+        stretch = fresh_memory(STRETCH_BYTES)
         values = torch.frombuffer(stretch, dtype=torch.float32)
         before = num_faults() or 0
         begin_s = time.perf_counter()

@@ -41,11 +41,13 @@ def watch(
 ) -> Watched:
     """Calls under torch's profiler with ``marks`` open, in turns with plain ones.
 
-    In turns, so that a machine that changes its speed changes it for both. Without ``shapes``, unless nobody else knows
-    them: to record them costs as much as all the rest, and memory, so that calls touch pages that they otherwise keep.
+    As many of either as take half of the time, between :data:`MIN_CALLS` and :data:`MAX_CALLS`; in turns, so that a
+    machine that changes its speed changes it for both. Without ``shapes``, unless nobody else knows them: to record
+    them costs as much as all the rest, and memory, so that calls touch pages that they otherwise keep.
     """
-    plain = [_plain(step)]
-    num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / plain[0].seconds)))
+    plain = [_plain(step), _plain(step)]
+    usual_s = min(call.seconds for call in plain)
+    num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / usual_s)))
     profiles = []
     for _ in range(BLOCKS):
         with marks(), profile(use_device=step.profiled_device, record_shapes=shapes) as profiled:

@@ -7,7 +7,7 @@ taken; and on a CPU one call whose matrix products are repeated with what they m
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -77,9 +77,10 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
     Args:
         step: what to call.
         existing_bytes: memory that is there before a call: ``weights`` and ``input``.
-        time_budget_s: plain and profiled calls stop when half of this each is spent, after at least four.
+        time_budget_s: of the plain and the profiled calls together, of which some are made in any case.
     """
-    counted = count(step)  # first: what happens only once happens here
+    step()  # what happens only once happens here
+    counted = count(step)
     watched = watch(step, time_budget_s, lambda: recording(nvtx=step.nvtx))
     on_device = step.profiled_device is not None and any(map(saw_device, watched.profiles))
     calls = quicker_half([call for profiled in watched.profiles for call in calls_of(profiled)])
@@ -96,14 +97,18 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
 def give_shapes(call: Sequence[Span], counted: Counted) -> None:
     """Write into the events of a call what shapes their operators had in the ledger's call, in the same order."""
     names = counted.names()
-    known: defaultdict[tuple[Place, str], deque[Shapes]] = defaultdict(deque)
+    known: defaultdict[tuple[Place, str], list[Shapes]] = defaultdict(list)
     for entry, place in zip(counted.ledger.entries, counted.places, strict=True):
         known[place, entry.name].append(entry.shapes)
+    events: defaultdict[tuple[Place, str], list[FunctionEvent]] = defaultdict(list)
     for span in call:
         for event in () if span.is_range else pieces(span.event, names[span.place.phase]):
-            if found := known[span.place, event.name]:
+            events[span.place, event.name].append(event)
+    for key, same in events.items():
+        if len(same) == len(known[key]):  # else nobody knows which is which
+            for event, shapes in zip(same, known[key], strict=True):
                 # torch's annotation says tuple[int, ...]; what it gives is a list of shapes
-                event.input_shapes = list(map(list, found.popleft()))  # type: ignore[assignment]
+                event.input_shapes = list(map(list, shapes))  # type: ignore[assignment]
 
 
 def _near(step: Step) -> Mapping[Product, float]:

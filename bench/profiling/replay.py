@@ -6,27 +6,34 @@ for memory; what is left is the product itself, at this size, on this machine. H
 multiplying differs from one matrix library, shape and processor to the next, so it is measured and not modelled.
 
 What does not fit a quarter of the last-level cache is made smaller: of a stack of matrices the first one stands for
-all, and a single matrix is cut, its time taken in proportion.
+all, and a matrix that is too large by itself is cut along a side that the product keeps, its time taken in proportion.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bench.measure.pages import PageCost, num_faults
-from bench.profiling.costs import LEFT_FACTOR, product_flops
+from bench.profiling.costs import GROUPED, LEFT_FACTOR, product_flops
 from bench.profiling.operator_mode import OperatorMode, shapes_of_arguments, tensors_in
 
 MIN_REPETITIONS, MAX_REPETITIONS = 3, 15
 ENOUGH_S = 0.01
+MANY = 100
 Product = tuple[str, tuple[tuple[int, ...], ...]]
 """An operator's name and the shapes of its tensors."""
+STACKED = frozenset({"aten::bmm", "aten::baddbmm", GROUPED})
+FACTORED = frozenset({"aten::mm", "aten::addmm"})
+"""Products of two plain tensors, whose sides are known; others are repeated only where all that they take fits."""
 
 
 @dataclass
@@ -55,8 +62,20 @@ class Replay(OperatorMode):
         near = nearby(name, args, self.fits_bytes) if product_flops(name, tensors_in(args, kwargs), result) else None
         if near is not None:
             arguments, factor = near
-            self.seconds[shape] = factor * self._time(func, arguments, kwargs)
+            with contextlib.suppress(RuntimeError):  # a kernel that takes no other strides is not repeated
+                self.seconds[shape] = factor * max(0.0, self._time(func, arguments, kwargs) - self.calling_s)
         return result
+
+    @cached_property
+    def calling_s(self) -> float:
+        """What calling an operator from here costs, which is no part of its time in a profile."""
+        nothing = torch.empty(1)
+        seconds = []
+        for _ in range(MANY):
+            begin_s = time.perf_counter()
+            torch.ops.aten.alias.default(nothing)
+            seconds.append(time.perf_counter() - begin_s)
+        return statistics.median(seconds)
 
     def _time(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
         """Median seconds of one repetition, less what first touches cost it."""
@@ -76,26 +95,29 @@ class Replay(OperatorMode):
 def nearby(name: str, args: Sequence[Any], fits_bytes: int) -> tuple[list[Any], float] | None:
     """The arguments of a product as they would be if they fitted the cache, and what to multiply its time with.
 
-    None where that cannot be: a matrix of more than ``fits_bytes`` that is not one of the two factors.
+    None where that cannot be: what is too large is none of the factors, or the operator is not known well enough.
     """
     arguments, factor = list(args), 1.0
     left = LEFT_FACTOR.get(name, 0)
     for place, one in enumerate(args):
-        if not isinstance(one, Tensor) or one.numel() * one.element_size() <= fits_bytes:
+        if not isinstance(one, Tensor) or _bytes(one) <= fits_bytes:
             continue
-        if one.dim() == 3:
-            arguments[place] = one[:1].expand(one.shape)
-        elif one.dim() == 2 and place in (left, left + 1):
-            side = 0 if place == left else 1  # the dimension that the product keeps: of its rows or of its columns
-            size = one.shape[side]
-            kept = max(1, size * fits_bytes // (one.numel() * one.element_size()))
-            arguments[place] = one.narrow(side, 0, kept)
-            if left == 1:
-                arguments[0] = _cut(arguments[0], side - 2, size, kept)
-            factor *= size / kept
-        else:
+        matrix = one[0] if one.dim() == 3 and name in STACKED else one
+        if place not in (left, left + 1) or matrix.dim() != 2 or (matrix is one and name not in FACTORED):
             return None
+        side = 0 if place == left else 1  # the dimension that the product keeps: of its rows or of its columns
+        size = matrix.shape[side]
+        kept = max(1, min(size, size * fits_bytes // _bytes(matrix)))
+        small = matrix.narrow(side, 0, kept)
+        arguments[place] = small if matrix is one else small.expand(one.shape[0], *small.shape)
+        if kept < size and left == 1:
+            arguments[0] = _cut(arguments[0], side - 2, size, kept)
+        factor *= size / kept
     return arguments, factor
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _cut(added: Tensor, side: int, size: int, kept: int) -> Tensor:

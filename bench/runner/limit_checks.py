@@ -10,7 +10,7 @@ import random
 import time
 
 from bench import environment
-from bench.analysis.levers import Agreement, LimitCheck
+from bench.analysis.levers import LOOKS, Agreement, LimitCheck
 from bench.analysis.limit_checks import checks_so_far
 from bench.cases import Case, Workload
 from bench.runner import schedule
@@ -21,11 +21,6 @@ from bench.runner.servers import ForkServer
 from bench.runner.session import Session, short_name
 from bench.store.schema import LimitCheckRecord, ProfileRecord, Status
 
-LOOKS = (6, 12, 18)
-"""After so many processes the cases are looked at; those of which nothing can be said yet go on to the next number.
-
-Six are as few as a t interval is still of use with: a share has to be told from another, not from itself within 1 %.
-"""
 CASE_BUDGET_S = 1.5
 OVERRUN_S = 4.0
 """How much longer a check may take for its least rounds, where calls are long."""
@@ -53,7 +48,8 @@ def check_limits(session: Session, fleet: Fleet) -> None:
                 with fleet.take(look - replicate) as server:
                     _replicate(session, server, todo, replicate, left=len(cases) * (look - replicate - 1))
         done = look
-        checks = checks_so_far(session.records)
+        seen = [r for r in session.records if not (isinstance(r, LimitCheckRecord) and r.replicate >= look)]
+        checks = checks_so_far(seen)
         cases = [case for case in cases if _is_open(checks.get(case.id))]
 
 

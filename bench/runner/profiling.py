@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.cases import Case
 from bench.estimate import compile_s
-from bench.runner.protocol import ProfileJob
+from bench.runner.protocol import Answer, ProfileJob
 from bench.runner.servers import ForkServer
 from bench.runner.session import Session, short_name
 from bench.store.schema import ProfileRecord, Status
@@ -48,9 +48,12 @@ def _profile(session: Session, server: ForkServer, case: Case) -> None:
         time_budget_s=CASE_BUDGET_S,
         nvtx=session.sweep.measure.nvtx,
     )
-    for _ in range(TRIES if case.compile == "none" else 1):
-        answer = server.execute(job, session.patience_s(case) + CASE_BUDGET_S)
-        if answer.profile is None or not answer.profile.disturbed:
+    answer = Answer(status=Status.ERROR)
+    for attempt in range(TRIES if case.compile == "none" else 1):
+        again = server.execute(job, session.patience_s(case) + CASE_BUDGET_S)
+        if again.profile is not None or not attempt:
+            answer = again  # a later one that fails takes nothing away
+        if again.profile is None or not again.profile.disturbed:
             break
     if answer.status is Status.OK and answer.profile is not None:
         session.record(ProfileRecord, case_id=case.id, profile=answer.profile)

@@ -72,8 +72,13 @@ def _few_experts(shared: Shared) -> Shared:
     fewer = layer.num_experts
     while shared.weights.num_bytes * fewer > FEW_BYTES * layer.num_experts and fewer % 2 == 0:
         fewer //= 2
-    if not layer.top_k <= fewer < layer.num_experts:
-        raise Unsupported(f"the weights of {fewer} of {layer.num_experts} experts are no smaller, or too few for top-k")
+    if shared.workload.cache == "cold":
+        raise Unsupported("the caches are flushed: few experts' weights come from memory too")
+    fits = shared.weights.num_bytes * fewer <= FEW_BYTES * layer.num_experts
+    if not fits or not layer.top_k <= fewer < layer.num_experts:
+        raise Unsupported(
+            f"of {layer.num_experts} experts no half, quarter or less fits a cache and is enough for top-{layer.top_k}"
+        )
     return _cut(shared, replace(layer, num_experts=fewer))
 
 

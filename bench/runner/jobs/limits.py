@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from impls.layer import MoELayer, Unsupported
 SETTLED_S = 0.1
 """A call so long settles its threads and caches by itself."""
 ALONE_SHARE = 0.25
-"""Of the time, for the case before memory is kept; it is one of the five or six that are timed."""
+"""Of the time, for the case before memory is kept; beside its variants it is one of six or seven."""
 
 LITTLE = 0.02
 TOUCHING_CALLS = 3
@@ -74,15 +75,16 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
             arms.pop(lever, None)
             gaps[lever] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
-    called_s: dict[str, float] = {}
+    called_s: defaultdict[str, list[float]] = defaultdict(list)
 
     def settle(arm: str) -> None:
         torch.set_num_threads(job.other_threads if arm == "threads" and job.other_threads else workload.threads)
-        if called_s.get(arm, 0.0) < SETTLED_S:
+        known_s = called_s[arm]
+        if len(known_s) < 2 or min(known_s) < SETTLED_S:  # the first may be long because it is the first
             begin_s = device.now_s()
             arms[arm]()
             device.synchronize()
-            called_s[arm] = device.now_s() - begin_s
+            known_s.append(device.now_s() - begin_s)
 
     def sampled(names: Iterable[str], share: float) -> dict[str, Arm]:
         return sample_rounds(
@@ -100,14 +102,18 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
 
     try:
         samples = {}
-        if workload.device != "cpu" or not can_keep_pages():
-            gaps["pages"] = "there is no such memory here, or the C library cannot be told to keep it"
-        elif _touches_little(arms["base"], device):
-            keep_pages()  # nothing to gain for the case, but a variant may touch more
+        if workload.device == "cpu" and can_keep_pages():
+            little = _touches_little(arms["base"], device)
+            if not little:
+                samples = sampled(["base"], ALONE_SHARE)
+            # where there is nothing to gain for the case, a variant may still touch more
+            if not keep_pages():
+                gaps["pages"] = "the C library did not take the order to keep what is given back"
+                samples = {}
+            elif not little:
+                arms["pages"] = arms["base"]
         else:
-            samples = sampled(["base"], ALONE_SHARE)
-            keep_pages()
-            arms["pages"] = arms["base"]
+            gaps["pages"] = "there is no such memory here, or the C library cannot be told to keep it"
         together = [arm for arm in arms if arm not in samples]
         samples |= sampled(together, 1 - ALONE_SHARE if samples else 1.0)
     except ArmError as error:

@@ -204,6 +204,57 @@ def test_weights_that_fit_the_cache_are_not_read_from_memory() -> None:
     assert copying(Limit.BELOW_ROOF, Limit.BELOW_ROOF, fitting).agreement is Agreement.AGREES
 
 
+def test_without_a_lever_for_pages_first_touches_may_be_all_that_is_left() -> None:
+    base_s, ratios = PLANTED[Limit.BELOW_ROOF]
+    without = [
+        record.model_copy(
+            update={
+                "arms": {lever: arm for lever, arm in record.arms.items() if lever != "pages"},
+                "gaps": {"pages": "no such C library"},
+            }
+        )
+        for record in records(ratios, base_s)
+    ]
+    for shares, expected in (
+        ({"FIRST_TOUCH": 0.9}, Agreement.CANNOT_TELL),
+        ({"FIRST_TOUCH": 0.1, "COMPUTE": 0.9}, Agreement.DISAGREES),
+    ):
+        found = check_limit(division(**shares), without, ROOFS, OTHER)
+        assert isinstance(found, LimitCheck)
+        assert found.agreement is expected
+    none_seen = check_limit(division(BELOW_ROOF=1.0), without, ROOFS, OTHER)
+    assert isinstance(none_seen, LimitCheck)
+    assert none_seen.agreement is Agreement.AGREES
+
+
+def test_a_case_that_touches_nothing_first_needs_no_lever_for_it() -> None:
+    """It has no arm `pages` and no gap: nothing is said of the lever, and the share is nothing."""
+    base_s, ratios = PLANTED[Limit.HOST]
+    little = [
+        record.model_copy(update={"arms": {lever: arm for lever, arm in record.arms.items() if lever != "pages"}})
+        for record in records(ratios, base_s)
+    ]
+    found = check_limit(division(HOST=1.0), little, ROOFS, OTHER)
+    assert isinstance(found, LimitCheck)
+    assert (found.agreement, found.by_levers[Limit.FIRST_TOUCH].high) == (Agreement.AGREES, 0)
+    assert "pages" not in {pulled.lever for pulled in found.levers}
+    # where some processes touched much, the others count as having had nothing to keep
+    mixed = check_limit(division(HOST=1.0), [*records(ratios | {"pages": 0.5}, base_s)[:3], *little[3:]], ROOFS, OTHER)
+    assert isinstance(mixed, LimitCheck)
+    assert mixed.by_levers[Limit.FIRST_TOUCH].value == pytest.approx(0.25, abs=0.02)
+
+
+def test_fewer_experts_say_nothing_of_a_layer_that_uses_no_more() -> None:
+    base_s, ratios = PLANTED[Limit.BELOW_ROOF]
+    work = COPIED | {"few_experts": BASE}
+    found = check_limit(
+        division(BELOW_ROOF=1.0), records(ratios | {"few_experts": 1.0}, base_s, work=work), ROOFS, OTHER
+    )
+    assert isinstance(found, LimitCheck)
+    assert "no more experts" in found.gaps["few_experts"]
+    assert found.agreement is Agreement.CANNOT_TELL
+
+
 @pytest.mark.parametrize(
     ("few_experts", "limit"), [(0.01, Limit.MEMORY), (1 / 8, Limit.BELOW_ROOF)], ids=["less", "its part"]
 )

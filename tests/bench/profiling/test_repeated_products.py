@@ -87,15 +87,46 @@ def test_a_matrix_that_is_cut_gives_a_part_of_the_product(
     assert near[1] == pytest.approx(whole.numel() / part.numel())
 
 
-def test_of_a_stack_the_first_matrix_stands_for_all() -> None:
-    x_END, weights_EDF = torch.randn(4, 3, 8), torch.randn(4, 8, 16)
-    near = nearby("aten::bmm", [x_END, weights_EDF], 4 * 3 * 8 * 4)
+@pytest.mark.parametrize("fits_bytes", [4 * 3 * 8 * 4, 100], ids=["matrix fits", "matrix is cut"])
+def test_of_a_stack_the_first_matrix_stands_for_all(fits_bytes: int) -> None:
+    """Where even one matrix is too large it is cut, with its time in proportion: else it would come from memory."""
+    x_END, weights_EDF = torch.randn(4, 3, 8), torch.randn(4, 8, 64)
+    near = nearby("aten::bmm", [x_END, weights_EDF], max(fits_bytes, 4 * 3 * 8 * 4))
     assert near is not None
     (same, repeated), factor = near
     assert same is x_END
     assert repeated.stride(0) == 0
-    torch.testing.assert_close(_result("bmm", [same, repeated]), x_END @ weights_EDF[0])
-    assert factor == 1
+    assert repeated[0].numel() * 4 <= max(fits_bytes, 4 * 3 * 8 * 4)
+    torch.testing.assert_close(_result("bmm", [same, repeated]), x_END @ weights_EDF[0, :, : repeated.shape[2]])
+    assert factor == pytest.approx(64 / repeated.shape[2])
+
+
+def test_grouped_weights_are_cut_where_one_experts_are_too_large() -> None:
+    x_ND, weights_EDF = torch.randn(8, 16), torch.randn(4, 16, 64)
+    ends = torch.tensor([2, 4, 6, 8], dtype=torch.int32)
+    near = nearby("aten::_grouped_mm", [x_ND, weights_EDF, ends], 8 * 16 * 4)
+    assert near is not None
+    (x, repeated, _), factor = near
+    assert (x is x_ND, repeated.shape, factor) == (True, (4, 16, 8), 8)
+
+
+def test_an_operator_that_is_not_known_well_is_repeated_only_where_all_of_it_fits() -> None:
+    matrix, vector = torch.randn(16, 8), torch.randn(8)
+    assert nearby("aten::mv", [matrix, vector], 64) is None
+    assert nearby("aten::mv", [matrix, vector], LARGE) is not None
+    assert nearby("aten::_grouped_mm", [torch.randn(64, 16), torch.randn(1, 16, 4)], 1024) is None
+
+
+def test_a_kernel_that_refuses_to_be_repeated_costs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> float:
+        raise RuntimeError("strides must be multiples of 16 bytes")
+
+    monkeypatch.setattr(Replay, "_time", refuse)
+    replay = Replay(LARGE, None)
+    weight_DF = torch.randn(SPEC.d_model, 8)
+    with replay:
+        make_step(lambda x: x @ weight_DF, [], train=False)()
+    assert replay.seconds == {}
 
 
 def test_what_fits_stays_as_it_is_and_what_cannot_be_made_smaller_is_not_repeated() -> None:

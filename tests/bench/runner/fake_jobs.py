@@ -63,7 +63,9 @@ def perform(job: Job, announce: Callable[[Announce], None]) -> Answer:
             return Answer(per_s=[1e9], working_set_bytes=1024)
         case ProfileJob():
             announce(Announce(case_id=job.case.id, what="profile"))
-            misbehave(job.case.impl, "profile")
+            misbehave(
+                job.case.impl, "second-profile" if trace and _profiles_of(job.case.impl, Path(trace)) > 1 else "profile"
+            )
             return Answer(profile=PROFILE)
         case LimitCheckJob():
             announce(Announce(case_id=job.case.id, what="levers"))
@@ -105,6 +107,11 @@ def misbehave(impl: str, phase: str) -> None:
     name, _, when = impl.partition("@")
     if when in ("", phase) and name in MISDEEDS:
         MISDEEDS[name]()
+
+
+def _profiles_of(impl: str, trace: Path) -> int:
+    jobs = map(json.loads, trace.read_text().splitlines())
+    return sum(job["job"] == "profile" and job["case"]["impl"] == impl for job in jobs)
 
 
 def _job_socket() -> int:

@@ -68,6 +68,14 @@ def test_a_profile_of_a_disturbed_machine_is_made_again(
     assert sum(job["job"] == "profile" for job in jobs) == tries
 
 
+def test_a_second_try_that_fails_takes_the_first_away_from_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.store.profiles.Profile.disturbed", True)
+    found = profiles_of(run(profiled_sweep(["crash@second-profile"]), tmp_path))
+    assert found["crash@second-profile"].profile == PROFILE
+
+
 @pytest.mark.parametrize(
     ("whole_s", "events", "disturbed"),
     [(1.4, 0, False), (2.0, 0, True), (2.0, 200_000, False), (0.7, 200_000, True)],

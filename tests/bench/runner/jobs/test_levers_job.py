@@ -13,6 +13,7 @@ from bench.runner.jobs.shared import Shared, open_shared
 from bench.runner.protocol import Answer, LimitCheckJob, MaterialiseJob
 from bench.store.schema import Status
 from impls.factory import build
+from impls.layer import Unsupported
 from impls.spec import LayerSpec
 
 ROUNDS = 2
@@ -62,10 +63,16 @@ def test_a_tiny_layer_keeps_the_assignments(tmp_path: Path) -> None:
 
 
 def check(
-    tmp_path: Path, impl: str, monkeypatch: pytest.MonkeyPatch, *, touches_little: bool = False, **fields: Any
+    tmp_path: Path,
+    impl: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    touches_little: bool = False,
+    keeps: bool = True,
+    **fields: Any,
 ) -> Answer:
     # what cannot be undone is not done to the process of the tests
-    monkeypatch.setattr("bench.runner.jobs.limits.keep_pages", lambda: True)
+    monkeypatch.setattr("bench.runner.jobs.limits.keep_pages", lambda: keeps)
     monkeypatch.setattr("bench.runner.jobs.limits._touches_little", lambda *_: touches_little)
     w = workload(**fields)
     shared(tmp_path, w)
@@ -117,6 +124,28 @@ def test_fewer_experts_are_a_lever_of_layers_in_which_every_token_meets_all(
     assert "few_experts" in answer.arms
     assert 2 * answer.work["few_experts"].flops == answer.work["base"].flops
     assert "few_experts" not in (check(tmp_path, "loop", monkeypatch, layer=layer, routing="router").arms or {})
+
+
+@pytest.mark.parametrize(
+    ("few_bytes", "fields"),
+    [(20_000, {"cache": "cold"}), (100, {}), (10**9, {}), (20_000, {"layer": {"num_experts": 3}})],
+    ids=["cold", "too large", "no fewer", "odd"],
+)
+def test_fewer_experts_are_no_lever_where_they_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_bytes: int, fields: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("bench.runner.jobs.levers.FEW_BYTES", few_bytes)
+    layer = LayerSpec(**({"d_model": 32, "d_ff": 24, "num_experts": 4, "top_k": 1} | fields.pop("layer", {})))
+    base = own_memory(shared(tmp_path, workload(layer=layer, routing="router", **fields)))
+    with pytest.raises(Unsupported):
+        pulled(base, "few_experts")
+
+
+def test_a_refused_order_to_keep_pages_is_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = check(tmp_path, "loop", monkeypatch, keeps=False)
+    assert answer.arms is not None
+    assert "did not take the order" in answer.gaps["pages"]
+    assert len({len(arm.latency_s) for arm in answer.arms.values()}) == 1, "all in rounds together"
 
 
 def test_what_has_to_be_done_is_counted_only_where_it_is_asked_for(
