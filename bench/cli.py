@@ -133,7 +133,7 @@ def profile_(
         operators: How many operators to print of each implementation.
         nvtx: Mark calls and stages for Nsight, as `nsys profile --trace-fork-before-exec=true`; on a GPU only.
         check_limits: Check what limits each, without a profiler, by pulling levers: more tokens, one expert's weights
-            for all, next to nothing to do, other threads, memory that is kept.
+            for all, fewer experts, next to nothing to do, other threads, memory that is kept.
         results: Folder in which runs are kept; results by default.
         quiet: Show no progress.
     """
