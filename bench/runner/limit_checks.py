@@ -16,6 +16,7 @@ from bench.cases import Case, Workload
 from bench.runner import schedule
 from bench.runner.ceilings import ceilings_of, measure_ceilings
 from bench.runner.fleet import Fleet
+from bench.runner.profiling import CEILING_S
 from bench.runner.protocol import LimitCheckJob
 from bench.runner.servers import ForkServer
 from bench.runner.session import Session, short_name
@@ -24,7 +25,6 @@ from bench.store.schema import LimitCheckRecord, ProfileRecord, Status
 CASE_BUDGET_S = 1.5
 OVERRUN_S = 4.0
 """How much longer a check may take for its least rounds, where calls are long."""
-CEILING_S = 0.5
 
 
 def check_limits(session: Session, fleet: Fleet) -> None:
@@ -108,11 +108,14 @@ def _check(session: Session, server: ForkServer, case: Case, replicate: int) -> 
 
 
 def _ceilings(session: Session, server: ForkServer, cases: list[Case], replicate: int) -> None:
-    """What the machine can do with the other number of threads, as often as with the case's own."""
+    """What the machine can do with the case's threads, where the timing did not come to that, and with the others."""
     if replicate >= schedule.NUM_CEILING_REPLICATES:
         return
-    others = {case.workload.id: case.workload for case in cases}.values()
-    wanted = ceilings_of(
-        workload.model_copy(update={"threads": threads}) for workload in others if (threads := other_threads(workload))
-    )
+    workloads = {case.workload.id: case.workload for case in cases}.values()
+    others = [
+        workload.model_copy(update={"threads": threads})
+        for workload in workloads
+        if (threads := other_threads(workload))
+    ]
+    wanted = ceilings_of([*workloads, *others])
     measure_ceilings(session, server, replicate, wanted, CEILING_S, lambda: CEILING_S * len(wanted))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.cases import Case
 from bench.estimate import compile_s
+from bench.runner.ceilings import ceilings_of, measure_ceilings
 from bench.runner.protocol import Answer, ProfileJob
 from bench.runner.servers import ForkServer
 from bench.runner.session import Session, short_name
@@ -12,6 +13,7 @@ from bench.store.schema import ProfileRecord, Status
 TRACES = "traces"
 """Folder of the trace files, beside the log."""
 CASE_BUDGET_S = 2.0
+CEILING_S = 0.5
 TRIES = 3
 """So often in all a profile is made where the machine was disturbed meanwhile; compiled layers' only once."""
 
@@ -26,6 +28,9 @@ def profile_cases(session: Session) -> None:
     if not cases:
         return
     with session.new_server() as server:
+        # a budget that was spent on checking left no time for what limits are read from
+        wanted = ceilings_of(case.workload for case in cases)
+        measure_ceilings(session, server, 0, wanted, CEILING_S, lambda: CEILING_S * len(wanted))
         for number, case in enumerate(cases):
             session.update("profile", short_name(case), sum(map(_rough_s, cases[number:])))
             _profile(session, server, case)
