@@ -1,6 +1,7 @@
 """The pass of a sweep that checks limits: what fails costs its own check only, and a resumed run repeats nothing."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from bench.analysis.levers import Agreement, LimitCheck
 from bench.config import Sweep
 from bench.runner.limit_checks import other_threads
 from bench.runner.progress import Silent
+from bench.runner.schedule import NUM_CEILING_REPLICATES
 from bench.runner.sweep import run_sweep
 from bench.store.log import read_run
-from bench.store.schema import CaseRecord, LimitCheckRecord
+from bench.store.schema import CaseRecord, CeilingRecord, LimitCheckRecord
 
 PROCESSES = 2
 
@@ -84,6 +86,20 @@ def test_what_has_to_be_done_is_counted_in_one_process_a_case(tmp_path: Path) ->
     jobs = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
     counts = [(job["case"]["impl"], job["count"]) for job in jobs if job["job"] == "limit_check"]
     assert sorted(counts) == [("crash@check", True), ("crash@check", True), ("ok", False), ("ok", True)]
+
+
+def test_ceilings_are_measured_as_often_as_a_timed_run_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.runner.timing.Timing.run", lambda _: None)
+    monkeypatch.setattr("bench.runner.limit_checks.LOOKS", (4,))
+    records = read_run(run(checked_sweep(["ok"]), tmp_path)).records
+    found = Counter(record.what for record in records if isinstance(record, CeilingRecord) and record.threads == 1)
+    assert found == {
+        "matmul": NUM_CEILING_REPLICATES,
+        "memory": NUM_CEILING_REPLICATES,
+        "cache": NUM_CEILING_REPLICATES,
+    }
 
 
 def test_no_limit_is_checked_unasked(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from bench.runner.profiling import TRIES
 from bench.runner.progress import Silent
 from bench.runner.sweep import run_sweep
 from bench.store.log import read_run
-from bench.store.schema import CaseRecord, ProfileRecord, Status
+from bench.store.schema import CaseRecord, CeilingRecord, ProfileRecord, Status
 
 
 def profiled_sweep(impls: list[str]) -> Sweep:
@@ -86,6 +86,13 @@ def test_a_profile_is_disturbed_where_more_time_passed_than_a_profiler_takes(
 ) -> None:
     profile = PROFILE.model_copy(update={"plain_s": 1.0, "whole_s": whole_s, "events": events})
     assert profile.disturbed is disturbed
+
+
+def test_limits_have_ceilings_though_nothing_was_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.runner.timing.Timing.run", lambda _: None)
+    folder = run(profiled_sweep(["ok"]), tmp_path)
+    found = [record.what for record in read_run(folder).records if isinstance(record, CeilingRecord)]
+    assert sorted(found) == ["cache", "matmul", "memory"]
 
 
 def test_no_profile_is_made_unasked(tmp_path: Path) -> None:
