@@ -6,8 +6,9 @@ A profile's time is divided among six causes:
 * **memory** and **cache**: where an operator's bytes need longer than its arithmetic, what they need at the measured
   bandwidths. What was there before the call (weights, tokens) comes from the cache only where all of it, and the
   call's peak, are known to fit; what the call itself made, where the operator's own bytes do. A product on a CPU was
-  also timed with what it multiplies in the cache (:mod:`bench.profiling.replay`): if something of it came from memory,
-  what it took longer in the call is memory's;
+  also timed with what it multiplies in the cache, and with twice the arithmetic (:mod:`bench.profiling.replay`): if
+  something of it came from memory, what it took longer in the call is memory's; what is left is divided into what
+  follows the arithmetic, which may be compute's, and what does not, which may be the cache's;
 * **first touch**: writing to pages for the first time because their memory was given back to the system, and giving it
   back: their number in a plain call times what one costs, measured beside it;
 * **host**: time in which no operator ran (Python, autograd, waiting for the next call); what it costs to call an
@@ -16,9 +17,9 @@ A profile's time is divided among six causes:
 * **below the roof**: what is left. A kernel ran, and the machine could have done its work faster: products too small,
   shapes that fit the processor badly.
 
-The case is limited by the resource whose kernels take the most time. A kernel that spends half of its time at its roof
-is limited by that roof as a whole, because twice the threads or half the work help all of it; one that spends an eighth
-there is limited by none; between them the time beyond the roof is divided
+The case is limited by the resource whose kernels take the most time. A kernel, or the part of one, that spends half of
+its time at its roof is limited by that roof as a whole, because twice the threads or half the work help all of it; one
+that spends an eighth there is limited by none; between them the time beyond the roof is divided
 (:func:`~bench.analysis.divisions.nearness`). Resources with nearly the same time are named together: within a tenth of
 the call's, and more where the profiler itself took much that had to be taken off again.
 
@@ -211,21 +212,32 @@ def _divide(row: OperatorTime, into: Division, speeds: _Speeds, watching: _Watch
     cache_s = cached / speeds.cache if speeds.cache else 0.0
     memory_s = 0.0 if row.near_s is not None else (moved - cached) / speeds.memory
     compute_s = (row.flops or 0) / speeds.peak
-    if compute_s >= cache_s + memory_s:
-        limit, needed_s = Limit.COMPUTE, compute_s
-    else:
-        limit, needed_s = Limit.CACHE if cache_s > memory_s else Limit.MEMORY, cache_s + memory_s
-    if needed_s < speeds.calling_s * calls:
+    if max(compute_s, cache_s + memory_s) < speeds.calling_s * calls:
         into.seconds[Limit.HOST] += time_s
         return
-    roof_s = min(time_s, needed_s)
-    called_s = min(time_s - roof_s, speeds.calling_s * calls)
-    left_s = time_s - roof_s - called_s
-    into.seconds[limit] += roof_s
+    if row.near_s and row.follows_s is not None:
+        follows_s = time_s * min(1.0, row.follows_s / row.near_s)
+        _at_roof(into, Limit.COMPUTE, min(compute_s, follows_s), follows_s)
+        called_s = min(time_s - follows_s, speeds.calling_s * calls)
+        stays_s = time_s - follows_s - called_s
+        _at_roof(into, Limit.CACHE, min(cache_s, stays_s), stays_s)
+    else:
+        limit, needed_s = Limit.COMPUTE, compute_s
+        if compute_s < cache_s + memory_s:
+            limit, needed_s = Limit.CACHE if cache_s > memory_s else Limit.MEMORY, cache_s + memory_s
+        roof_s = min(time_s, needed_s)
+        called_s = min(time_s - roof_s, speeds.calling_s * calls)
+        _at_roof(into, limit, roof_s, time_s - called_s)
     into.seconds[Limit.HOST] += called_s
+
+
+def _at_roof(into: Division, limit: Limit, roof_s: float, time_s: float) -> None:
+    """Add a time of which a part is spent at a roof; of the rest as much is that roof's as it is near."""
+    left_s = time_s - roof_s
+    into.seconds[limit] += roof_s
     into.seconds[Limit.BELOW_ROOF] += left_s
-    if left_s:
-        into.below[limit] += left_s * nearness(roof_s / (roof_s + left_s))
+    if left_s > 0:
+        into.below[limit] += left_s * nearness(roof_s / time_s)
 
 
 def _sentence(division: Division, profile: Profile, peak: float) -> str:

@@ -19,7 +19,7 @@ from bench.measure.cpu import CpuDevice
 from bench.measure.pages import page_cost
 from bench.profiling.calls import Watched, kernels_in, watch
 from bench.profiling.ledger import OPERATOR, Entry, Ledger
-from bench.profiling.replay import Product, Replay
+from bench.profiling.replay import Product, Repeated, Replay
 from bench.profiling.spans import FUSED, OTHER, WAITING, Kernel, Place, Span, calls_of, saw_device
 from bench.profiling.stages import MICROSECOND, Breakdown, Shapes, Sums, break_down, pieces, quicker_half
 from bench.profiling.step import Step
@@ -111,14 +111,14 @@ def give_shapes(call: Sequence[Span], counted: Counted) -> None:
                 event.input_shapes = list(map(list, shapes))  # type: ignore[assignment]
 
 
-def _near(step: Step) -> Mapping[Product, float]:
-    """Seconds of the call's matrix products with what they multiply in the cache; nothing where it is a device's."""
+def _near(step: Step) -> Mapping[Product, Repeated]:
+    """The call's matrix products with what they multiply in the cache; nothing where they are a device's."""
     if not isinstance(step.device, CpuDevice):
         return {}
     replay = Replay(step.device.llc_total_bytes // 4, page_cost())
     with replay:
         step()
-    return replay.seconds
+    return replay.found
 
 
 def count(step: Step) -> Counted:
@@ -150,7 +150,7 @@ def describe(
     counted: Counted | None,
     watched: Watched,
     timeline: Timeline | None,
-    near: Mapping[Product, float],
+    near: Mapping[Product, Repeated],
     *,
     on_device: bool,
 ) -> Profile:
@@ -210,7 +210,7 @@ def _stage(place: Place, sums: Sums, calls: int, work: _Work, on_device: bool) -
 
 
 def _operators(
-    sums: Breakdown, counted: Counted | None, near: Mapping[Product, float], *, on_device: bool
+    sums: Breakdown, counted: Counted | None, near: Mapping[Product, Repeated], *, on_device: bool
 ) -> list[OperatorTime]:
     costs: defaultdict[tuple[Place, str, Shapes], list[Entry]] = defaultdict(list)
     for entry, place in zip(counted.ledger.entries, counted.places, strict=True) if counted else ():
@@ -220,7 +220,7 @@ def _operators(
     for (place, name, shapes), found in sums.operators.items():
         entries = costs[place, name, shapes]
         products = [entry.flops for entry in entries if entry.flops is not None]
-        near_s = near.get((name, shapes))
+        repeated, calls = near.get((name, shapes)), found.calls / sums.num_calls
         rows.append(
             OperatorTime(
                 phase=place.phase,
@@ -233,7 +233,8 @@ def _operators(
                 flops=sum(products) if products else None,
                 moved_bytes=sum(entry.moved_bytes for entry in entries) if entries else None,
                 existing_bytes=sum(entry.existing_bytes for entry in entries) if entries else None,
-                near_s=None if near_s is None else near_s * found.calls / sums.num_calls,
+                near_s=None if repeated is None else calls * repeated.near_s,
+                follows_s=None if repeated is None else calls * repeated.follows_s,
                 first_touches=_sum(entry.faults for entry in entries),
                 events=round(found.events / sums.num_calls),
             )
@@ -256,7 +257,8 @@ def _folded(rows: Sequence[OperatorTime]) -> list[OperatorTime]:
                 "flops": _sum(row.flops for row in group),
                 "moved_bytes": _sum(row.moved_bytes for row in group),
                 "existing_bytes": _sum(row.existing_bytes for row in group),
-                "near_s": None if any(row.near_s is None for row in group) else sum(row.near_s or 0.0 for row in group),
+                "near_s": _all(row.near_s for row in group),
+                "follows_s": _all(row.follows_s for row in group),
                 "first_touches": _sum(row.first_touches for row in group),
                 "events": sum(row.events for row in group),
             }
@@ -271,6 +273,13 @@ def tally(step: Step) -> Sequence[Entry]:
     with ledger:
         step(ledger.end_forward, ledger.close)
     return ledger.entries
+
+
+def _all(values: Iterable[float | None]) -> float | None:
+    """The sum; None where one of them is not known."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def _sum(values: Iterable[int | None]) -> int | None:

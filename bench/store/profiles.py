@@ -73,6 +73,7 @@ class OperatorTime(_Timed):
         moved_bytes: bytes that all of them read and wrote; null where it is not known.
         existing_bytes: the part of these that was there before the call: weights, tokens, the output's gradient.
         near_s: time of all of them, repeated with what they multiply in the cache; null for what was not repeated.
+        follows_s: the part of it that follows the arithmetic: what twice as much takes longer; null likewise.
         first_touches: pages that they touched for the first time; null where the system does not tell.
         events: what the profiler wrote down inside them: each costs time that is in ``host_s``.
     """
@@ -84,6 +85,7 @@ class OperatorTime(_Timed):
     moved_bytes: int | None = None
     existing_bytes: int | None = None
     near_s: Seconds | None = None
+    follows_s: Seconds | None = None
     first_touches: Count | None = None
     events: Count = 0
 

@@ -18,7 +18,7 @@ TRACES = "traces"
 MAX_TRACE_BYTES = 24 * 2**20
 COLUMNS = (
     "case_id", "impl", "workload", "what", "phase", "stage", "expert", "name", "shapes", "calls", "host_s", "idle_s",
-    "device_s", "flops", "moved_bytes", "existing_bytes", "near_s", "first_touches", "events",
+    "device_s", "flops", "moved_bytes", "existing_bytes", "near_s", "follows_s", "first_touches", "events",
 )  # fmt: skip
 """``what`` is ``call`` (``name`` is ``plain`` or ``profiled``), ``cause``, ``stage``, ``expert`` or ``operator``.
 

@@ -121,6 +121,24 @@ def test_what_a_product_takes_longer_than_in_the_cache_is_memorys() -> None:
     assert (quicker[Limit.MEMORY], quicker[Limit.COMPUTE]) == pytest.approx((0.0, 0.1))
 
 
+def test_what_does_not_follow_the_arithmetic_is_not_compute() -> None:
+    """A product at half of its peak, of which a fifth follows the work: the rest is packing, at no roof."""
+    found = limit(operator(1.0, flops=5 * 10**11, near_s=1.0, follows_s=0.2)).whole
+    assert found.limit is Limit.BELOW_ROOF
+    assert found.seconds[Limit.COMPUTE] == pytest.approx(0.2)
+    assert found.seconds[Limit.BELOW_ROOF] == pytest.approx(0.8)
+    follows = limit(operator(1.0, flops=5 * 10**11, near_s=1.0, follows_s=1.0)).whole
+    assert (follows.limit, follows.share) == (Limit.COMPUTE, 1.0)
+
+
+def test_what_stays_is_the_caches_where_reading_there_takes_it() -> None:
+    bytes_read = 10**9
+    row = {"flops": 10**9, "moved_bytes": bytes_read, "existing_bytes": bytes_read, "calls": 1000}
+    found = limit(operator(1.2 * bytes_read / CACHE, near_s=1.0, follows_s=0.0, **row), weights=CACHE_BYTES).whole
+    assert found.limit is Limit.CACHE
+    assert found.share == pytest.approx(1.0)
+
+
 def test_a_product_of_weights_that_fit_waits_for_no_memory() -> None:
     small = {"flops": 10**7, "moved_bytes": 10**6, "existing_bytes": 10**6, "near_s": 1e-5}
     found = limit(operator(1e-3, **small), weights=10**6).whole.by_resource()

@@ -1,5 +1,6 @@
 """Products that are repeated in the cache: every one of a call, none twice, and nothing of the call is changed."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 from profiled_layers import SPEC, layer_step, make_step
 
 from bench.measure.pages import PageCost
+from bench.profiling.costs import product_flops
 from bench.profiling.measure import count, profile_step
-from bench.profiling.replay import Replay, nearby
+from bench.profiling.replay import Repeated, Replay, doubled, nearby
 from impls import build
 
 LARGE = 10**9
@@ -25,8 +27,9 @@ def test_every_product_of_a_call_is_timed_once_a_shape(name: str, train: bool) -
     replay = Replay(LARGE, None)
     with replay:
         step()
-    assert replay.seconds.keys() == products
-    assert all(seconds > 0 for seconds in replay.seconds.values())
+    assert replay.found.keys() == products
+    assert all(0 <= one.follows_s <= one.near_s for one in replay.found.values())
+    assert sum(one.near_s for one in replay.found.values()) > 0
 
 
 def test_what_is_repeated_changes_nothing() -> None:
@@ -53,7 +56,7 @@ def test_pages_that_a_repetition_touches_first_are_not_its_time(monkeypatch: pyt
     replay = Replay(LARGE, PageCost(touch_s=1.0, return_s=0.0))
     with replay:
         make_step(lambda x: x @ weight_DF, [], train=False)()
-    assert list(replay.seconds.values()) == [0.0]
+    assert list(replay.found.values()) == [Repeated(0.0, 0.0)]
 
 
 def test_rows_of_a_profile_bear_the_time_of_all_their_repetitions() -> None:
@@ -126,7 +129,7 @@ def test_a_kernel_that_refuses_to_be_repeated_costs_nothing_else(monkeypatch: py
     weight_DF = torch.randn(SPEC.d_model, 8)
     with replay:
         make_step(lambda x: x @ weight_DF, [], train=False)()
-    assert replay.seconds == {}
+    assert replay.found == {}
 
 
 def test_what_fits_stays_as_it_is_and_what_cannot_be_made_smaller_is_not_repeated() -> None:
@@ -135,3 +138,51 @@ def test_what_fits_stays_as_it_is_and_what_cannot_be_made_smaller_is_not_repeate
     assert near is not None
     assert all(one is other for one, other in zip(near[0], (added, left, right), strict=True))
     assert nearby("aten::addmm", [torch.randn(64, 64), left, right], 24) is None
+
+
+PRODUCTS: dict[str, Callable[..., list[torch.Tensor]]] = {
+    "mm": lambda m, k, n: [torch.randn(m, k), torch.randn(k, n)],
+    "mm of a transposed weight": lambda m, k, n: [torch.randn(m, k), torch.randn(n, k).t()],
+    "mm of a gradient": lambda m, k, n: [torch.randn(k, m).t(), torch.randn(k, n)],
+    "addmm": lambda m, k, n: [torch.randn(n), torch.randn(m, k), torch.randn(k, n)],
+    "addmm of all": lambda m, k, n: [torch.randn(m, n), torch.randn(m, k), torch.randn(k, n)],
+    "bmm": lambda m, k, n: [torch.randn(3, m, k), torch.randn(3, k, n)],
+    "bmm of one": lambda m, k, n: [torch.randn(3, m, k), torch.randn(k, n).expand(3, -1, -1)],
+    "baddbmm": lambda m, k, n: [torch.randn(3, 1, n), torch.randn(3, m, k), torch.randn(3, k, n)],
+    "mv": lambda m, k, _: [torch.randn(m, k), torch.randn(k)],
+    "dot": lambda _, k, __: [torch.randn(k), torch.randn(k)],
+}
+
+
+@settings(deadline=None, max_examples=120)
+@given(st.sampled_from(sorted(PRODUCTS)), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_twice_the_arithmetic_is_the_same_product_with_one_side_twice(kind: str, m: int, k: int, n: int) -> None:
+    name = kind.split()[0]
+    args = PRODUCTS[kind](m, k, n)
+    twice = doubled(f"aten::{name}", args)
+    whole, more = _result(name, args), _result(name, twice)
+    flops, more_flops = (product_flops(f"aten::{name}", a, r) for a, r in ((args, whole), (twice, more)))
+    assert more_flops == 2 * (flops or 0) > 0
+    if more.shape != whole.shape:  # rows or columns: each half is the product
+        side = next(i for i in range(whole.dim()) if whole.shape[i] != more.shape[i])
+        for half in more.chunk(2, side):
+            torch.testing.assert_close(half, whole)
+    strides = [(one.stride(-1) == 1) == (other.stride(-1) == 1) for one, other in zip(args, twice, strict=True)
+               if min(one.shape[-2:]) > 1]  # fmt: skip
+    assert all(strides), "what was transposed stays so"
+    if kind == "bmm of one":
+        assert twice[1].stride(0) == 0
+
+
+@pytest.mark.parametrize("kind", ["forward", "gradient of weights"])
+def test_every_group_has_twice_the_rows(kind: str) -> None:
+    ends = torch.tensor([2, 4, 4, 8], dtype=torch.int32)
+    args = (
+        [torch.randn(8, 16), torch.randn(4, 16, 8), ends]
+        if kind == "forward"
+        else [torch.randn(8, 16).t(), torch.randn(8, 8), ends]
+    )
+    twice = doubled("aten::_grouped_mm", args)
+    whole, more = _result("_grouped_mm", args), _result("_grouped_mm", twice)
+    flops = [product_flops("aten::_grouped_mm", a, r) for a, r in ((args, whole), (twice, more))]
+    assert flops[1] == 2 * (flops[0] or 0) > 0
