@@ -216,9 +216,14 @@ def _operators(
     for entry, place in zip(counted.ledger.entries, counted.places, strict=True) if counted else ():
         shapes = tuple(shape for shape in entry.shapes if shape)
         costs[Place(place.phase, place.stage), entry.name, shapes].append(entry)
+    ran = {(place, name) for place, name, _ in sums.operators}
     rows = []
     for (place, name, shapes), found in sums.operators.items():
         entries = costs[place, name, shapes]
+        twin = place, name.removesuffix("_")
+        if not entries and twin not in ran:
+            # autograd adds gradients in place where nobody watches, and into a new tensor under the ledger
+            entries = [entry for (*where, _), same in costs.items() if tuple(where) == twin for entry in same]
         products = [entry.flops for entry in entries if entry.flops is not None]
         repeated, calls = near.get((name, shapes)), found.calls / sums.num_calls
         rows.append(

@@ -119,3 +119,12 @@ def test_marks_break_no_compiled_graph() -> None:
 
     compiled = torch.compile(forward, fullgraph=True, backend="eager")
     assert torch.equal(compiled(torch.ones(3)), torch.full((3,), 2.0))
+
+
+def test_what_is_added_in_place_without_the_ledger_has_the_bytes_that_it_had_under_it() -> None:
+    """Gradients of a weight that is used more than once."""
+    weight_DD = torch.randn(SPEC.d_model, SPEC.d_model, requires_grad=True)
+    step = make_step(lambda x: (x @ weight_DD) @ weight_DD, [weight_DD], train=True)
+    (row,) = (row for row in profile_step(step, {}, 0.01).profile.operators if row.name == "aten::add_")
+    (entry,) = (entry for entry in count(step).ledger.entries if entry.name == "aten::add")
+    assert row.moved_bytes == entry.moved_bytes == 3 * 4 * SPEC.d_model**2
