@@ -39,12 +39,12 @@ PIECES = {"loop": 2.4, "einsum": 1.6, "scatter_gather": 1.4}
 BACKWARD = 2.0
 """So much longer with a backward."""
 TUNING = {"default": 1.0, "max-autotune": 1.5}
-PROFILE_S = 3.0
+PROFILE_S = 4.0
 """Of one case's profile, beside its calls."""
-CHECK_S = 9.0
-"""Of pulling levers at one case in all its processes, beside the calls."""
-CALLS_UNDER_A_PROFILER = 30
-CALLS_WITH_LEVERS = 130
+CHECK_S = 18.0
+"""Of pulling levers at one case in six processes or more, beside the calls: 42 s a case with them, as seen in thirty."""
+CALLS_UNDER_A_PROFILER = 40
+CALLS_WITH_LEVERS = 170
 JOB_S = 0.05
 CASE_IN_JOB_S = 0.025
 DRAW_S_PER_WEIGHT = 14e-9

@@ -14,6 +14,8 @@ TRACES = "traces"
 """Folder of the trace files, beside the log."""
 CASE_BUDGET_S = 2.0
 CEILING_S = 0.5
+SILENT_CALLS = 60
+"""A profile says nothing meanwhile: where calls are long it makes about so many, those that the ledger slows among them."""
 TRIES = 3
 """So often in all a profile is made where the machine was disturbed meanwhile; compiled layers' only once."""
 
@@ -53,9 +55,10 @@ def _profile(session: Session, server: ForkServer, case: Case) -> None:
         time_budget_s=CASE_BUDGET_S,
         nvtx=session.sweep.measure.nvtx,
     )
+    silence_s = session.patience_s(case) + CASE_BUDGET_S + SILENT_CALLS * session.rough_calls_s([case])[case.id]
     answer = Answer(status=Status.ERROR)
     for attempt in range(TRIES if case.compile == "none" else 1):
-        again = server.execute(job, session.patience_s(case) + CASE_BUDGET_S)
+        again = server.execute(job, silence_s)
         if again.profile is not None or not attempt:
             answer = again  # a later one that fails takes nothing away
         if again.profile is None or not again.profile.disturbed:

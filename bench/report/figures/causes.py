@@ -22,7 +22,7 @@ CAUSE_COLOURS = {
     Limit.MEMORY: "#D55E00",
     Limit.CACHE: "#E69F00",
     Limit.HOST: "#CC79A7",
-    Limit.FIRST_TOUCH: "#56B4E9",
+    Limit.FIRST_TOUCH: "#009E73",
     Limit.BELOW_ROOF: "#8b949e",
 }
 STAGE_COLOURS = {
@@ -69,7 +69,7 @@ def causes_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = "")
         "longest stretch of one colour, pale part included, names the limit."
         f"{_cut(known, shown)}",
         advice="A mostly dark blue bar is as good as it gets: only less arithmetic helps. Orange wants fewer bytes or "
-        "fewer passes, pink fewer operators or more tokens, light blue memory that is kept, and grey other shapes or "
+        "fewer passes, pink fewer operators or more tokens, green memory that is kept, and grey other shapes or "
         "another implementation. A long pale part is what a better kernel could still win. The sentences below say it "
         "case by case.",
     )
