@@ -42,7 +42,7 @@ TUNING = {"default": 1.0, "max-autotune": 1.5}
 PROFILE_S = 4.0
 """Of one case's profile, beside its calls."""
 CHECK_S = 18.0
-"""Of pulling levers at one case in six processes or more, beside the calls: 42 s a case with them, as seen in thirty."""
+"""Of pulling levers at one case in six processes or more, beside the calls; with them 42 s, the mean of thirty."""
 CALLS_UNDER_A_PROFILER = 40
 CALLS_WITH_LEVERS = 170
 JOB_S = 0.05

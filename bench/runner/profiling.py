@@ -15,7 +15,7 @@ TRACES = "traces"
 CASE_BUDGET_S = 2.0
 CEILING_S = 0.5
 SILENT_CALLS = 60
-"""A profile says nothing meanwhile: where calls are long it makes about so many, those that the ledger slows among them."""
+"""A profile says nothing meanwhile: where calls are long it makes about so many, some of them slowed by the ledger."""
 TRIES = 3
 """So often in all a profile is made where the machine was disturbed meanwhile; compiled layers' only once."""
 
