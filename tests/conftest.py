@@ -1,8 +1,12 @@
-"""Tests marked `gpu` skip by themselves where there is no CUDA device."""
+"""Tests marked `gpu` skip by themselves where there is no CUDA device; no example of a law fails for being slow."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("moebench", deadline=None)
+settings.load_profile("moebench")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
