@@ -208,7 +208,9 @@ def test_nvtx_reaches_the_job_on_a_gpu(
     session.make_files.return_value = None
     session.scratch.folder.return_value = Path("files")
     session.patience_s.return_value = 1.0
+    session.rough_calls_s.return_value = {asked[0].cases[0].id: 3.0}
     server.execute.return_value = Answer(profile=PROFILE)
     profiling._profile(session, server, asked[0].cases[0])
     job: ProfileJob = server.execute.call_args.args[0]
     assert job.nvtx
+    assert server.execute.call_args.args[1] > 3.0 * profiling.SILENT_CALLS, "long calls may be silent for longer"
