@@ -7,8 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bench.memory.operators import add_number, bmm, clamp, gelu, linear, mul, mul_number, relu, sigmoid, silu
-from bench.memory.tensors import Tensor
+from bench.memory.backward import Gradients, Kept, note, only
+from bench.memory.operators import (
+    add_number,
+    bmm,
+    clamp,
+    gelu,
+    kept_factors,
+    linear,
+    mul,
+    mul_number,
+    relu,
+    sigmoid,
+    silu,
+)
+from bench.memory.tensors import Tensor, fresh
 from bench.memory.views import split, transpose, unbind, unsqueeze
 from impls.spec import LayerSpec
 
@@ -55,7 +68,20 @@ def feed_forward_batched(
 
 
 def _batched_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return bmm(x, transpose(weight), None if bias is None else unsqueeze(bias, 1))
+    shape_x, shape_weight = x.shape, weight.shape
+
+    def rule(gradients: Gradients, _: Kept, needed: Sequence[bool]) -> Gradients:
+        gradient, item_bytes = only(gradients), only(gradients).item_bytes
+        num_experts, width = gradient.shape[0], gradient.shape[2]
+        of_weight = fresh(gradient, shape_weight, item_bytes) if needed[1] else None
+        of_x = fresh(gradient, shape_x, item_bytes) if needed[0] else None
+        of_bias = fresh(gradient, (num_experts, width), item_bytes) if needed[2] else None
+        return [of_x, of_weight, of_bias]
+
+    with x.account.undifferentiated():
+        result = bmm(x, transpose(weight), None if bias is None else unsqueeze(bias, 1))
+    note([result], [x, weight, bias], kept_factors(x, weight), rule)
+    return result
 
 
 def unbind_bias(bias_E: Tensor | None, num_experts: int) -> Sequence[Tensor | None]:
