@@ -7,11 +7,17 @@ megabytes can spend most of its time in that.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import statistics
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+import psutil
+
+from bench.measure.proc import resident_bytes
 
 try:
     import resource
@@ -19,7 +25,9 @@ except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-KEEP_ALL = 2**31 - 1
+NEVER = -1
+SPARE = 3
+"""Times what calls need; with twice as much, one call in fifty still met new memory."""
 STRETCH_BYTES = 4 * 2**20
 REPETITIONS = 7
 
@@ -42,6 +50,31 @@ def num_faults() -> int | None:
     return None if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
+@dataclass(frozen=True, slots=True)
+class TimedCall:
+    """One call that nobody watches.
+
+    Attributes:
+        seconds: by the clock.
+        faults: pages that it touched for the first time; None where the system does not tell.
+    """
+
+    seconds: float
+    faults: int | None
+
+    def touching_s(self, cost: PageCost | None) -> float:
+        """Seconds of these first touches; 0 where they or their cost are not known."""
+        return 0.0 if cost is None or self.faults is None else self.faults * cost.touch_s
+
+
+def timed(call: Callable[[], object]) -> TimedCall:
+    """Make a call that is over when it returns."""
+    before, begin_s = num_faults(), time.perf_counter()
+    call()
+    end_s, after = time.perf_counter(), num_faults()
+    return TimedCall(end_s - begin_s, None if before is None or after is None else after - before)
+
+
 def fresh_memory(num_bytes: int) -> mmap.mmap:
     """Memory that nobody has touched, of the kind that the C library hands out: private, and of no file."""
     if hasattr(mmap, "MAP_ANONYMOUS"):
@@ -59,18 +92,11 @@ def page_cost() -> PageCost | None:
     for _ in range(REPETITIONS):
         stretch = fresh_memory(STRETCH_BYTES)
         values = torch.frombuffer(stretch, dtype=torch.float32)
-        before = num_faults() or 0
-        begin_s = time.perf_counter()
-        values.zero_()
-        first_s = time.perf_counter()
-        values.zero_()
-        again_s = time.perf_counter()
-        faults = max(1, (num_faults() or 0) - before)
+        first, again = timed(values.zero_), timed(values.zero_)
+        faults = max(1, first.faults or 0)
         del values
-        close_s = time.perf_counter()
-        stretch.close()
-        returned.append((time.perf_counter() - close_s) / faults)
-        touched.append(max(0.0, (first_s - begin_s) - (again_s - first_s)) / faults)
+        returned.append(timed(stretch.close).seconds / faults)
+        touched.append(max(0.0, first.seconds - again.seconds) / faults)
     return PageCost(statistics.median(touched), statistics.median(returned))
 
 
@@ -79,9 +105,27 @@ def can_keep_pages() -> bool:
     return hasattr(ctypes.CDLL(None), "mallopt")
 
 
-def keep_pages() -> bool:
-    """From now on, keep what is given back; whether the C library took that. It cannot be undone."""
+def keep_pages(calls: Iterable[Callable[[], object]]) -> bool:
+    """From now on, keep what is given back, and more than these calls need; whether the C library took that order.
+
+    It cannot be undone. Every call is made once to learn what it needs, which one that fails does not disturb. To have
+    just that is not enough: torch wants blocks at multiples of 64 bytes, the splinters that this leaves at their ends
+    lie between the blocks that are given back, and the next block of the same size fits into none of them.
+    """
     if not can_keep_pages():
         return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, KEEP_ALL))
+    library, before_bytes = ctypes.CDLL(None), resident_bytes()
+    if not (library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, NEVER)):
+        return False
+    for call in calls:
+        with contextlib.suppress(Exception):
+            call()
+    spare_bytes = SPARE * (resident_bytes() - before_bytes)
+    num_bytes = max(0, min(spare_bytes, psutil.virtual_memory().available // 2))
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.free.restype, library.free.argtypes = None, [ctypes.c_void_p]
+    spare = library.malloc(num_bytes)
+    if spare:
+        ctypes.memset(spare, 0, num_bytes)
+        library.free(spare)
+    return True

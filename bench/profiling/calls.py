@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from torch.autograd.profiler import profile
 
-from bench.measure.pages import num_faults, page_cost
+from bench.measure.pages import page_cost, timed
 from bench.profiling.spans import Kernel, Span, kernels_of
 from bench.profiling.step import Step
 from bench.store.profiles import FirstTouches
@@ -45,7 +44,7 @@ def watch(
     machine that changes its speed changes it for both. Without ``shapes``, unless nobody else knows them: to record
     them costs as much as all the rest, and memory, so that calls touch pages that they otherwise keep.
     """
-    plain = [_plain(step), _plain(step)]
+    plain = [timed(step), timed(step)]
     usual_s = min(call.seconds for call in plain)
     num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / usual_s)))
     profiles = []
@@ -54,7 +53,7 @@ def watch(
             for _ in range(num_calls // BLOCKS):
                 step()
         profiles.append(profiled)
-        plain += [_plain(step) for _ in range(num_calls // BLOCKS)]
+        plain += [timed(step) for _ in range(num_calls // BLOCKS)]
     on_cpu = step.device.torch_device.type == "cpu"
     faults = [call.faults for call in plain if call.faults is not None]
     cost = page_cost() if on_cpu and faults else None
@@ -63,21 +62,6 @@ def watch(
         pages = FirstTouches(num_pages=statistics.median(faults), touch_s=cost.touch_s, return_s=cost.return_s)
     seconds = sorted(call.seconds for call in plain)
     return Watched(profiles, statistics.mean(seconds[: (len(seconds) + 1) // 2]), pages)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plain:
-    """A call that nobody watches: its seconds, and how many pages it touched for the first time."""
-
-    seconds: float
-    faults: int | None
-
-
-def _plain(step: Step) -> _Plain:
-    before, begin_s = num_faults(), time.perf_counter()
-    step()
-    end_s, after = time.perf_counter(), num_faults()
-    return _Plain(end_s - begin_s, None if before is None or after is None else after - before)
 
 
 def kernels_in(profiles: Iterable[profile], usual: list[Span]) -> list[Kernel]:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.measure.pages import PageCost, num_faults
+from bench.measure.pages import PageCost, timed
 from bench.profiling.costs import GROUPED, LEFT_FACTOR, product_flops
 from bench.profiling.operator_mode import OperatorMode, shapes_of_arguments, tensors_in
 
@@ -102,13 +102,8 @@ class Replay(OperatorMode):
         func(*args, **kwargs)
         seconds: list[float] = []
         while len(seconds) < MIN_REPETITIONS or (sum(seconds) < ENOUGH_S and len(seconds) < MAX_REPETITIONS):
-            faults = num_faults() or 0
-            begin_s = time.perf_counter()
-            func(*args, **kwargs)
-            end_s = time.perf_counter()
-            faults = (num_faults() or 0) - faults
-            touching_s = faults * self.page_cost.touch_s if self.page_cost is not None else 0.0
-            seconds.append(end_s - begin_s - touching_s)
+            once = timed(lambda: func(*args, **kwargs))
+            seconds.append(once.seconds - once.touching_s(self.page_cost))
         return max(0.0, statistics.median(seconds) - self.calling_s)
 
 

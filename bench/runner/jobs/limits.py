@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from bench.measure.device import Call, Device
 from bench.measure.latency import ArmError, sample_rounds
 from bench.measure.opening import open_device
-from bench.measure.pages import can_keep_pages, keep_pages, num_faults, page_cost
+from bench.measure.pages import can_keep_pages, keep_pages, page_cost, timed
 from bench.profiling.measure import tally
 from bench.runner.jobs.building import build_case
 from bench.runner.jobs.failures import failed
@@ -87,6 +87,11 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
             device.synchronize()
             known_s.append(device.now_s() - begin_s)
 
+    def announced() -> Iterator[Call]:
+        for name, call in arms.items():
+            announce(Announce(case_id=case.id, what=f"keep {name}"))
+            yield call
+
     def sampled(names: Iterable[str], share: float) -> dict[str, Arm]:
         return sample_rounds(
             {name: arms[name] for name in names},
@@ -104,11 +109,11 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
     try:
         samples = {}
         if workload.device == "cpu" and can_keep_pages():
-            little = _touches_little(arms["base"], device)
+            little = _touches_little(arms["base"])
             if not little:
                 samples = sampled(["base"], ALONE_SHARE)
             # where there is nothing to gain for the case, a variant may still touch more
-            if not keep_pages():
+            if not keep_pages(announced()):
                 gaps["pages"] = "the C library did not take the order to keep what is given back"
                 samples = {}
             elif not little:
@@ -122,16 +127,15 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
     return Answer(arms=samples, work=work, gaps=gaps)
 
 
-def _touches_little(call: Call, device: Device) -> bool:
+def _touches_little(call: Call) -> bool:
     """Whether first touches of memory, at twice their cost, are less than :data:`LITTLE` of a call's time."""
     cost, shares = page_cost(), []
+    if cost is None:
+        return False
     for _ in range(TOUCHING_CALLS):
-        before, begin_s = num_faults(), device.now_s()
-        call()
-        faults = (num_faults() or 0) - (before or 0)
-        call_s = device.now_s() - begin_s
-        shares.append(2 * faults * (cost.touch_s + cost.return_s) / call_s if cost else 1.0)
-        if call_s > 10 * SETTLED_S:
+        once = timed(call)
+        shares.append(2 * (once.faults or 0) * (cost.touch_s + cost.return_s) / once.seconds)
+        if once.seconds > 10 * SETTLED_S:
             break
     return statistics.median(shares) < LITTLE
 

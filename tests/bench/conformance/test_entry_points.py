@@ -82,7 +82,7 @@ def test_what_its_package_lacks_is_said_before_anything_runs(site: Path, tmp_pat
 
 def test_it_runs_beside_ours(site: Path, tmp_path: Path) -> None:
     one_workload = ("--set", "layer.num_experts=4", "--set", "layer.top_k=2", "--set", "layer.capacity_factor=none")
-    found = moebench(site, tmp_path, "run", "smoke", "--impl", "loop,theirs,off", "--budget", "5s", *one_workload)
+    found = moebench(site, tmp_path, "run", "smoke", "--impl", "loop,theirs,off", "--budget", "20s", *one_workload)
     assert found.returncode == 4, found.stderr
     table = moebench(site, tmp_path, "show", found.stdout.strip().splitlines()[-1], "--json")
     rows = {row["impl"]: row for row in json.loads(table.stdout)}

@@ -1,13 +1,38 @@
 """First touches of memory: they are counted, and what one costs is read off memory that was not there before."""
 
+import json
 import mmap
 import resource
+import statistics
+import subprocess
+import sys
 
 import pytest
 
 from bench.measure import pages
 
 MIB = 2**20
+FAULTS_OF_CALLS = """
+import json, sys, torch
+from bench.measure.pages import keep_pages, timed
+
+keeps, num_bytes = sys.argv[1] == "True", int(sys.argv[2])
+
+
+def call() -> torch.Tensor:
+    first, half = torch.empty(num_bytes, dtype=torch.uint8), num_bytes // 2
+    first[:half] = 1
+    first[half : half + 2**20] = 1
+    return (first[half : half + 2**20] + 1).float().sum()
+
+
+def fails() -> None:
+    raise RuntimeError("this call fails")
+
+
+assert not keeps or keep_pages([call, fails])
+print(json.dumps([timed(call).faults for _ in range(8)]))
+"""
 
 
 def test_every_page_that_is_written_to_for_the_first_time_is_counted_once() -> None:
@@ -27,6 +52,16 @@ def test_every_page_that_is_written_to_for_the_first_time_is_counted_once() -> N
     assert first - again >= num_pages // 2
 
 
+def test_a_calls_first_touches_are_counted_beside_its_time() -> None:
+    stretch = pages.fresh_memory(MIB)
+    first = pages.timed(lambda: stretch.write(bytes(MIB)))
+    assert first.faults is not None
+    assert first.faults > 0
+    assert first.seconds > 0
+    assert first.touching_s(pages.PageCost(touch_s=2.0, return_s=5.0)) == 2 * first.faults
+    assert first.touching_s(None) == 0
+
+
 def test_a_first_touch_costs_something() -> None:
     cost = pages.page_cost()
     assert cost is not None
@@ -38,9 +73,25 @@ def test_where_the_system_counts_no_faults_nothing_is_said(monkeypatch: pytest.M
     monkeypatch.setattr(pages, "resource", None)
     assert pages.num_faults() is None
     assert pages.page_cost() is None
+    call = pages.timed(lambda: bytes(MIB))
+    assert call.faults is None
+    assert call.seconds > 0
+    assert call.touching_s(pages.PageCost(1.0, 1.0)) == 0
 
 
 def test_without_the_c_librarys_switch_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda _: object())
     assert not pages.can_keep_pages()
-    assert not pages.keep_pages()
+    assert not pages.keep_pages([])
+
+
+@pytest.mark.skipif(not pages.can_keep_pages(), reason="this C library cannot be told to keep what is given back")
+@pytest.mark.parametrize("num_bytes", [32 * MIB, 1200 * MIB])
+def test_calls_after_which_memory_is_kept_touch_none_for_the_first_time(num_bytes: int) -> None:
+    faults = {}
+    for keeps in (False, True):
+        command = [sys.executable, "-c", FAULTS_OF_CALLS, str(keeps), str(num_bytes)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        faults[keeps] = json.loads(done.stdout)
+    assert min(faults[False]) >= MIB // resource.getpagesize()
+    assert statistics.median(faults[True]) <= 16

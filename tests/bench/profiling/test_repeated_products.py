@@ -52,7 +52,7 @@ def test_what_is_repeated_changes_nothing() -> None:
 def test_pages_that_a_repetition_touches_first_are_not_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     weight_DF = torch.randn(SPEC.d_model, 8)
     faults = iter(range(0, 10**6, 1000))
-    monkeypatch.setattr("bench.profiling.replay.num_faults", lambda: next(faults))
+    monkeypatch.setattr("bench.measure.pages.num_faults", lambda: next(faults))
     replay = Replay(LARGE, PageCost(touch_s=1.0, return_s=0.0))
     with replay:
         make_step(lambda x: x @ weight_DF, [], train=False)()

@@ -72,7 +72,7 @@ def check(
     **fields: Any,
 ) -> Answer:
     # what cannot be undone is not done to the process of the tests
-    monkeypatch.setattr("bench.runner.jobs.limits.keep_pages", lambda: keeps)
+    monkeypatch.setattr("bench.runner.jobs.limits.keep_pages", lambda calls: keeps and bool(list(calls)))
     monkeypatch.setattr("bench.runner.jobs.limits._touches_little", lambda *_: touches_little)
     w = workload(**fields)
     shared(tmp_path, w)
@@ -158,7 +158,7 @@ def test_what_has_to_be_done_is_counted_only_where_it_is_asked_for(
         case=Case(impl="loop", workload=w), folder=str(tmp_path), order_seed=1, time_budget_s=1e-3, min_rounds=1,
         count=False,
     )  # fmt: skip
-    monkeypatch.setattr("bench.runner.jobs.limits.keep_pages", lambda: True)
+    monkeypatch.setattr("bench.runner.jobs.limits.keep_pages", lambda _: True)
     answer = perform(job, lambda _: None)
     assert (answer.status, answer.work) == (Status.OK, {})
 
