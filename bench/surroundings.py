@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import bench
-from bench import environment, units
+from bench import control_groups, environment, units
+from bench.control_groups import read
 from bench.gpus import find_gpus
 from bench.measure.thermal import find_sensors, throttle_count
 
@@ -76,7 +77,7 @@ def look_around(machine: Machine | None = None) -> list[Finding]:
 
 
 def _load(machine: Machine) -> Iterator[Finding]:
-    text = _read(machine.proc / "loadavg")
+    text = read(machine.proc / "loadavg")
     if text is None:
         yield Finding("load", None, "the system does not tell its load")
         return
@@ -88,7 +89,7 @@ def _load(machine: Machine) -> Iterator[Finding]:
 
 def _pressure(machine: Machine) -> Iterator[Finding]:
     for what, thing in PRESSURES.items():
-        found = re.search(r"^some .*\bavg60=([\d.]+)", _read(machine.proc / "pressure" / what) or "", re.MULTILINE)
+        found = re.search(r"^some .*\bavg60=([\d.]+)", read(machine.proc / "pressure" / what) or "", re.MULTILINE)
         if found is None:
             yield Finding(f"{what} pressure", None, f"the kernel does not tell whether tasks wait for {thing}")
             continue
@@ -117,7 +118,7 @@ def _siblings(machine: Machine) -> Iterator[Finding]:
     told = {
         core: _numbers(text)
         for core in machine.cores
-        if (text := _read(machine.cpu / f"cpu{core}/topology/thread_siblings_list")) is not None
+        if (text := read(machine.cpu / f"cpu{core}/topology/thread_siblings_list")) is not None
     }
     if not told:
         yield Finding("hyperthreads", None, "the system does not tell which processors share a core")
@@ -129,7 +130,7 @@ def _siblings(machine: Machine) -> Iterator[Finding]:
 
 
 def _quota(machine: Machine) -> Iterator[Finding]:
-    groups = _read(machine.proc / "self/cgroup")
+    groups = read(machine.proc / "self/cgroup")
     if groups is None:
         yield Finding("quota", None, "the system does not tell the control group")
         return
@@ -144,20 +145,12 @@ def _quota(machine: Machine) -> Iterator[Finding]:
 
 def _quotas(root: Path, groups: str) -> Iterator[float]:
     """Processors' worth of time that each level of the control groups allows (versions 1 and 2)."""
-    for line in groups.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / controllers if controllers else root
-        own = base / path.lstrip("/")
-        for folder in (own, *own.parents):
-            limit, _, period = (_read(folder / "cpu.max") or "").partition(" ")
-            if not limit:
-                limit, period = (_read(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period"))
-            if limit.isdigit() and period.isdigit():  # "max" and -1 are no limit
-                yield int(limit) / int(period)
-            if folder == base:
-                break
+    for folder in control_groups.levels(root, groups, "cpu"):
+        limit, _, period = (read(folder / "cpu.max") or "").partition(" ")
+        if not limit:
+            limit, period = (read(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period"))
+        if limit.isdigit() and period.isdigit():  # "max" and -1 are no limit
+            yield int(limit) / int(period)
 
 
 def _hypervisor(machine: Machine) -> Iterator[Finding]:
@@ -168,7 +161,7 @@ def _hypervisor(machine: Machine) -> Iterator[Finding]:
         step = "Expect neighbours' work to show in the samples; counters of power are usually absent" if virtual else ""
         yield Finding("hypervisor", virtual, "a virtual machine" if virtual else "no hypervisor is underneath", step)
     # proc(5): cpu user nice system idle iowait irq softirq steal guest guest_nice; guests' time is in user's
-    ticks = [int(word) for word in (_read(machine.proc / "stat") or "").partition("\n")[0].split()[1:9]]
+    ticks = [int(word) for word in (read(machine.proc / "stat") or "").partition("\n")[0].split()[1:9]]
     if len(ticks) < 8 or not sum(ticks):
         yield Finding("steal", None, "the system does not tell what the hypervisor gives to others")
         return
@@ -211,7 +204,7 @@ def _heat(machine: Machine) -> Iterator[Finding]:
 
 
 def _memory(machine: Machine) -> Iterator[Finding]:
-    found = re.findall(r"^(\w+):\s*(\d+) kB", _read(machine.proc / "meminfo") or "", re.MULTILINE)
+    found = re.findall(r"^(\w+):\s*(\d+) kB", read(machine.proc / "meminfo") or "", re.MULTILINE)
     sizes = {name: int(kilobytes) * 1024 for name, kilobytes in found}
     if "MemAvailable" not in sizes:
         yield Finding("memory", None, "the system does not tell how much memory is available")
@@ -269,13 +262,6 @@ def _numbers(text: str) -> set[int]:
         first, _, last = part.partition("-")
         found.update(range(int(first), int(last or first) + 1))
     return found
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return None
 
 
 CHECKS: Sequence[Callable[[Machine], Iterator[Finding]]] = (

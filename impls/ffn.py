@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from impls.spec import LayerSpec
@@ -105,21 +104,32 @@ class _BatchedLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_ECm: Tensor, weight_Enm: Tensor, bias_En: Tensor | None) -> Tensor:
-        of_x, of_weight, _ = ctx.needs_input_grad
-        ctx.save_for_backward(x_ECm if of_weight else None, weight_Enm if of_x else None)
+    def forward(x_ECm: Tensor, weight_Enm: Tensor, bias_En: Tensor | None) -> Tensor:
         if bias_En is None:
             return torch.bmm(x_ECm, weight_Enm.transpose(1, 2))
         return torch.baddbmm(bias_En.unsqueeze(1), x_ECm, weight_Enm.transpose(1, 2))
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        del output
+        x_ECm, weight_Enm, _ = inputs
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x_ECm if of_weight else None, weight_Enm if of_x else None)
+        # as those of some models lie, which keep them the other way round
+        ctx.transposed = weight_Enm.stride(1) == 1 != weight_Enm.stride(2)
+
+    @staticmethod
     def backward(ctx: Any, grad_ECn: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x_ECm, weight_Enm = ctx.saved_tensors
-        grad_weight = None if x_ECm is None else torch.bmm(grad_ECn.transpose(1, 2), x_ECm)
-        grad_x = None if weight_Enm is None else torch.bmm(grad_ECn, weight_Enm)
-        grad_bias = grad_ECn.sum(1) if ctx.needs_input_grad[2] else None
-        return grad_x, grad_weight, grad_bias
+        # under autocast a product has another number format than its factors
+        x_ECm, weight_Enm = (None if one is None else one.to(grad_ECn.dtype) for one in ctx.saved_tensors)
+        grad_x = grad_weight = None
+        if x_ECm is not None and ctx.transposed:
+            grad_weight = torch.bmm(x_ECm.transpose(1, 2), grad_ECn).transpose(1, 2)
+        elif x_ECm is not None:
+            grad_weight = torch.bmm(grad_ECn.transpose(1, 2), x_ECm)
+        if weight_Enm is not None:
+            grad_x = torch.bmm(grad_ECn, weight_Enm)
+        return grad_x, grad_weight, grad_ECn.sum(1) if ctx.needs_input_grad[2] else None
 
 
 def unbind_bias(bias_E: Tensor | None, num_experts: int) -> Sequence[Tensor | None]:

@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import psutil
-
+from bench.control_groups import available_bytes
 from bench.measure.proc import resident_bytes
 
 try:
@@ -83,21 +81,25 @@ def fresh_memory(num_bytes: int) -> mmap.mmap:
 
 
 def page_cost() -> PageCost | None:
-    """Measured here and now with torch's current number of threads; None where page faults are not told."""
+    """Measured here and now with torch's current number of threads; None where page faults are not told.
+
+    Of a few repetitions the quickest: what disturbs one makes it longer.
+    """
     import torch  # the rest of this file needs none
 
     if num_faults() is None:
         return None
-    touched, returned = [], []
+    first_s, again_s, return_s = [], [], []
     for _ in range(REPETITIONS):
         stretch = fresh_memory(STRETCH_BYTES)
         values = torch.frombuffer(stretch, dtype=torch.float32)
         first, again = timed(values.zero_), timed(values.zero_)
         faults = max(1, first.faults or 0)
         del values
-        returned.append(timed(stretch.close).seconds / faults)
-        touched.append(max(0.0, first.seconds - again.seconds) / faults)
-    return PageCost(statistics.median(touched), statistics.median(returned))
+        first_s.append(first.seconds / faults)
+        again_s.append(again.seconds / faults)
+        return_s.append(timed(stretch.close).seconds / faults)
+    return PageCost(max(0.0, min(first_s) - min(again_s)), min(return_s))
 
 
 def can_keep_pages() -> bool:
@@ -110,22 +112,30 @@ def keep_pages(calls: Iterable[Callable[[], object]]) -> bool:
 
     It cannot be undone. Every call is made once to learn what it needs, which one that fails does not disturb. To have
     just that is not enough: torch wants blocks at multiples of 64 bytes, the splinters that this leaves at their ends
-    lie between the blocks that are given back, and the next block of the same size fits into none of them.
+    lie between the blocks that are given back, and the next block of the same size fits into none of them. No more
+    than half of what is available is set aside.
     """
     if not can_keep_pages():
         return False
-    library, before_bytes = ctypes.CDLL(None), resident_bytes()
+    library = ctypes.CDLL(None)
+    library.malloc_trim(0)  # else what is free already would not be seen to be needed
+    before_bytes = resident_bytes()
     if not (library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, NEVER)):
         return False
     for call in calls:
         with contextlib.suppress(Exception):
             call()
-    spare_bytes = SPARE * (resident_bytes() - before_bytes)
-    num_bytes = max(0, min(spare_bytes, psutil.virtual_memory().available // 2))
+    _touch(library, min(SPARE * (resident_bytes() - before_bytes), available_bytes() // 2))
+    return True
+
+
+def _touch(library: ctypes.CDLL, num_bytes: int) -> None:
+    """Take one block, write to all of it, and give it back."""
+    import torch  # with all its threads: a page lies near the processor that touches it first
+
     library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     library.free.restype, library.free.argtypes = None, [ctypes.c_void_p]
-    spare = library.malloc(num_bytes)
-    if spare:
-        ctypes.memset(spare, 0, num_bytes)
-        library.free(spare)
-    return True
+    block = library.malloc(num_bytes) if num_bytes > 0 else None
+    if block:
+        torch.frombuffer((ctypes.c_char * num_bytes).from_address(block), dtype=torch.uint8).zero_()
+        library.free(block)

@@ -59,6 +59,9 @@ def _profile(session: Session, server: ForkServer, case: Case) -> None:
     answer = Answer(status=Status.ERROR)
     for attempt in range(TRIES if case.compile == "none" else 1):
         again = server.execute(job, silence_s)
+        if again.profile is not None:
+            known = again.profile.model_copy(update={"timed_s": session.timed_s(case)})
+            again = again.model_copy(update={"profile": known})
         if again.profile is not None or not attempt:
             answer = again  # a later one that fails takes nothing away
         if again.profile is None or not again.profile.disturbed:

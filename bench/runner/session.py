@@ -107,6 +107,15 @@ class Session:
         rough = {case.id: self.outcomes[case.id].qualified for case in cases}
         return {key: max(MIN_ROUND_S, known.rough_latency_s if known else 0.0) for key, known in rough.items()}
 
+    def timed_s(self, case: Case) -> float:
+        """Seconds of one call of a qualified case: the median of its processes' medians, or rough where it has none."""
+        medians = [
+            statistics.median(record.arms[case.id].latency_s)
+            for record in self.of_kind(SamplesRecord)
+            if case.id in record.arms and record.arms[case.id].latency_s
+        ]
+        return statistics.median(medians) if medians else self.rough_calls_s([case])[case.id]
+
     def missing_processes(self) -> dict[str, int]:
         """By workload: in how many processes it is still to be timed; those timed in all are left out."""
         timed = Counter(record.workload_id for record in self.of_kind(SamplesRecord))

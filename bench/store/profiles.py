@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 STEADY = (0.8, 1.5)
 """Between these, a profiled call's time over a plain one's is the profiler's; beyond, the machine may be disturbed."""
+SLOW = 1.5
+"""So much longer than when the case was timed, a plain call is no usual one."""
 EVENT_S = 5e-6
 """What an event costs the profiler at most: one or two microseconds, as seen on two machines of 2.5 GHz."""
 Seconds = Annotated[float, Field(ge=0)]
@@ -151,6 +153,7 @@ class Profile(_Part):
     Attributes:
         calls: profiled calls behind the means: the quicker half, because what comes between makes a call longer.
         plain_s: time of a call without the profiler, made in turns with the others: the mean of the quicker half.
+        timed_s: time of a call in the run's own timing, or roughly where there was none; null in older records.
         whole_s: mean time of a profiled call; over ``plain_s`` it is the profiler's own slowdown.
         events: what the profiler wrote down in it: its slowdown is in proportion to them.
         pages: memory touched for the first time; null where that is not told, as on a device.
@@ -165,6 +168,7 @@ class Profile(_Part):
 
     calls: int
     plain_s: Seconds
+    timed_s: Seconds | None = None
     whole_s: Seconds
     events: Count = 0
     pages: FirstTouches | None = None
@@ -177,10 +181,18 @@ class Profile(_Part):
     gaps: dict[str, str] = Field(default_factory=dict)
 
     @property
-    def disturbed(self) -> bool:
-        """Whether plain and profiled calls differ by more than a profiler explains."""
+    def disturbed(self) -> str:
+        """Why the machine must have been disturbed meanwhile; empty where nothing says so.
+
+        Plain and profiled calls differ by more than a profiler explains, or both took longer than the case does.
+        """
         explained_s = max(STEADY[1] * self.plain_s, self.plain_s + EVENT_S * self.events)
-        return not STEADY[0] * self.plain_s <= self.whole_s <= explained_s
+        if not STEADY[0] * self.plain_s <= self.whole_s <= explained_s:
+            ratio = self.whole_s / self.plain_s if self.plain_s else 1.0
+            return f"profiled calls took {ratio:.2f} times the plain ones'"
+        if self.timed_s and self.plain_s > SLOW * self.timed_s:
+            return f"calls took {self.plain_s / self.timed_s:.2f} times as long as when the case was timed"
+        return ""
 
     @property
     def on_device(self) -> bool:

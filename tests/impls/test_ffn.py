@@ -22,8 +22,9 @@ def spec_and_tensors(activation: str, *, bias: bool) -> tuple[LayerSpec, list[Te
 
 
 def batched(spec: LayerSpec, tensors: list[Tensor]) -> Tensor:
-    in_bias, down_bias = tensors[3:] or (None, None)
-    return feed_forward_batched(spec, *tensors[:3], in_bias, down_bias)
+    x_ECD, in_EID, down_EDF, *biases = tensors
+    in_bias, down_bias = biases or (None, None)
+    return feed_forward_batched(spec, x_ECD, in_EID, down_EDF, in_bias, down_bias)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -40,10 +41,13 @@ def test_outputs_and_gradients_are_those_of_every_expert_alone(activation: str, 
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_weights_gradients_lie_as_the_weights(bias: bool) -> None:
+def test_weights_gradients_lie_as_the_weights(bias: bool, transposed: bool) -> None:
     """Else autograd copies them, which took longer than the products that made them."""
     spec, tensors = spec_and_tensors("swiglu", bias=bias)
+    if transposed:
+        tensors[1:3] = [tensor.mT.contiguous().mT for tensor in tensors[1:3]]
     weights = [tensor.requires_grad_() for tensor in tensors[1:]]
     for gradient, weight in zip(torch.autograd.grad(batched(spec, tensors).sum(), weights), weights, strict=True):
         assert gradient.stride() == weight.stride()
@@ -55,6 +59,26 @@ def test_one_gradient_alone_is_the_same(needed: int) -> None:
     every = [tensor.clone().requires_grad_() for tensor in tensors]
     expected = torch.autograd.grad(batched(spec, every).square().sum(), every)[needed]
     tensors[needed].requires_grad_()
-    batched(spec, tensors).square().sum().backward()
+    torch.autograd.backward(batched(spec, tensors).square().sum())
     torch.testing.assert_close(tensors[needed].grad, expected)
     assert all(tensor.grad is None for i, tensor in enumerate(tensors) if i != needed)
+
+
+def test_gradients_of_gradients_are_right() -> None:
+    spec, tensors = spec_and_tensors("swiglu", bias=True)
+    assert torch.autograd.gradgradcheck(
+        lambda *given: batched(spec, list(given)), [t.requires_grad_() for t in tensors]
+    )
+
+
+def test_a_step_under_autocast_gives_gradients_in_the_weights_format() -> None:
+    spec, tensors = spec_and_tensors("swiglu", bias=True)
+    leaves = [tensor.float().requires_grad_() for tensor in tensors]
+    with torch.autocast("cpu", torch.bfloat16):
+        output = batched(spec, leaves)
+    found = torch.autograd.grad(output.float().square().sum(), leaves)
+    expected = torch.autograd.grad(batched(spec, leaves).square().sum(), leaves)
+    assert output.dtype == torch.bfloat16
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.05 * other.norm()

@@ -89,8 +89,8 @@ class Profiled:
 
     @property
     def disturbed(self) -> bool:
-        """Whether plain and profiled calls differ by more than a profiler explains."""
-        return self.profile.disturbed
+        """Whether the machine was disturbed while it was profiled."""
+        return bool(self.profile.disturbed)
 
 
 def profiled_cases(view: View) -> list[Profiled]:
@@ -156,11 +156,7 @@ def limit_sentence(case: Profiled) -> str:
     if case.limit is None:
         reason = case.profile.gaps.get("work", "this run has no ceilings for it")
         return f"What limits it cannot be said: {without_paths(reason)}."
-    ratio = case.profile.whole_s / case.profile.plain_s if case.profile.plain_s else 1.0
-    doubt = (
-        f" Doubtful: profiled calls took {ratio:.2f} times the plain ones', so the machine was disturbed meanwhile."
-        if case.disturbed
-        else ""
-    )
+    why = case.profile.disturbed
+    doubt = f" Doubtful: {why}, so the machine was disturbed meanwhile." if why else ""
     checked = f" {check_sentence(case.check)}" if case.check is not None else ""
     return without_paths(case.limit.sentence) + doubt + checked

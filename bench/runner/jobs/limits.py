@@ -75,10 +75,13 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
             arms.pop(lever, None)
             gaps[lever] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
+    def set_threads(arm: str) -> None:
+        torch.set_num_threads(job.other_threads if arm == "threads" and job.other_threads else workload.threads)
+
     called_s: defaultdict[str, list[float]] = defaultdict(list)
 
     def settle(arm: str) -> None:
-        torch.set_num_threads(job.other_threads if arm == "threads" and job.other_threads else workload.threads)
+        set_threads(arm)
         known_s = called_s[arm]
         # the first may be long because it is the first, but not ten times
         if not known_s or min(known_s) < (SETTLED_S if len(known_s) > 1 else 10 * SETTLED_S):
@@ -90,7 +93,9 @@ def check_limit(job: LimitCheckJob, announce: Callable[[Announce], None]) -> Ans
     def announced() -> Iterator[Call]:
         for name, call in arms.items():
             announce(Announce(case_id=case.id, what=f"keep {name}"))
+            set_threads(name)
             yield call
+        set_threads("base")
 
     def sampled(names: Iterable[str], share: float) -> dict[str, Arm]:
         return sample_rounds(

@@ -9,9 +9,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import psutil
 import torch
 
+from bench.control_groups import available_bytes
 from bench.units import bytes_
 
 
@@ -24,7 +24,7 @@ def require_memory(what: str, needed_bytes: int, device: torch.device) -> None:
     if device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(device)
     else:
-        free_bytes = psutil.virtual_memory().available
+        free_bytes = available_bytes()
     _require(what, needed_bytes, free_bytes, f"of {device} memory")
 
 

@@ -283,7 +283,10 @@ def test_a_known_time_is_read_within_a_microsecond_or_half_a_percent() -> None:
 
 @pytest.mark.parametrize("seconds", [50e-6, 1e-3, 4e-3])
 def test_the_meters_own_error_is_within_a_microsecond_or_half_a_percent(seconds: float) -> None:
-    """Every sample against the time that its own spin took: what a busy machine adds to a spin is in both."""
+    """Every sample against the time that its own spin took: what a busy machine adds to a spin is in both.
+
+    A slow phase of the machine makes the meter's own steps longer; of five attempts one has to be outside of it.
+    """
     spans_s: list[float] = []
     nanoseconds = int(seconds * 1e9)
 
@@ -293,8 +296,14 @@ def test_the_meters_own_error_is_within_a_microsecond_or_half_a_percent(seconds:
             now_ns = time.perf_counter_ns()
         spans_s.append((now_ns - start_ns) * 1e-9)
 
-    arm = sample({"spin": spin}, CpuDevice(1), max_rounds=100)["spin"]
-    assert arm.inner_calls == 1
-    errors_s = [seen - true for seen, true in zip([*arm.warmup_s, *arm.latency_s], spans_s, strict=True)]
-    # The smallest: a slow phase of the machine makes the meter's own steps longer, and nothing makes them shorter.
-    assert 0 <= min(errors_s) <= max(1e-6, 0.005 * seconds)
+    medians_s = []
+    for _ in range(5):
+        spans_s.clear()
+        arm = sample({"spin": spin}, CpuDevice(1), max_rounds=100)["spin"]
+        assert arm.inner_calls == 1
+        errors_s = [seen - true for seen, true in zip([*arm.warmup_s, *arm.latency_s], spans_s, strict=True)]
+        assert min(errors_s) >= 0
+        medians_s.append(statistics.median(errors_s))
+        if medians_s[-1] <= max(1e-6, 0.005 * seconds):
+            return
+    pytest.fail(f"the meter adds {min(medians_s) * 1e6:.2f} us at best")

@@ -77,7 +77,7 @@ def perform(job: Job, announce: Callable[[Announce], None]) -> Answer:
 
 
 ARM = Arm(latency_s=[SECONDS_A_ROUND], warmup_s=[])
-PROFILE = Profile(calls=1, plain_s=1e-3, whole_s=1.1e-3, stages=[], experts=[], operators=[])
+PROFILE = Profile(calls=1, plain_s=SECONDS_A_ROUND, whole_s=1.1 * SECONDS_A_ROUND, stages=[], experts=[], operators=[])
 QUALIFIED = Qualified(
     relative_error=0.0,
     worst_tensor="output",

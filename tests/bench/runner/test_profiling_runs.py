@@ -1,11 +1,12 @@
 """The profiling pass of a sweep: what fails costs its own profile only, and a resumed run profiles nothing twice."""
 
 import json
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_jobs import PROFILE
+from fake_jobs import PROFILE, arm
 from fake_sweep import make_sweep
 
 from bench.analysis import load
@@ -14,6 +15,7 @@ from bench.runner.profiling import TRIES
 from bench.runner.progress import Silent
 from bench.runner.sweep import run_sweep
 from bench.store.log import read_run
+from bench.store.profiles import Profile
 from bench.store.schema import CaseRecord, CeilingRecord, ProfileRecord, Status
 
 
@@ -36,6 +38,11 @@ def profiles_of(folder: Path) -> dict[str, ProfileRecord]:
     return {names[record.case_id]: record for record in found}
 
 
+def as_made(profile: Profile | None) -> Profile | None:
+    """As the job made it, before the runner added what it knows of the case."""
+    return profile and profile.model_copy(update={"timed_s": None})
+
+
 @pytest.fixture(autouse=True)
 def _scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scratch").mkdir()
@@ -46,7 +53,7 @@ def _scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_fails_costs_its_own_profile_only(tmp_path: Path) -> None:
     folder = run(profiled_sweep(["ok", "crash@profile", "raise@profile", "crash@qualify"]), tmp_path)
     found = profiles_of(folder)
-    assert found["ok"].profile == PROFILE
+    assert as_made(found["ok"].profile) == PROFILE
     assert found["crash@profile"].reason.startswith("crashed: ")
     assert "what a pity" in found["raise@profile"].reason
     assert set(found) == {"ok", "crash@profile", "raise@profile"}, "what does not run is not profiled"
@@ -61,9 +68,9 @@ def test_what_fails_costs_its_own_profile_only(tmp_path: Path) -> None:
 def test_a_profile_of_a_disturbed_machine_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturbed: bool, tries: int
 ) -> None:
-    monkeypatch.setattr("bench.store.profiles.Profile.disturbed", disturbed)
+    monkeypatch.setattr("bench.store.profiles.Profile.disturbed", "it was noisy" if disturbed else "")
     found = profiles_of(run(profiled_sweep(["ok"]), tmp_path))
-    assert found["ok"].profile == PROFILE
+    assert as_made(found["ok"].profile) == PROFILE
     jobs = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
     assert sum(job["job"] == "profile" for job in jobs) == tries
 
@@ -71,21 +78,34 @@ def test_a_profile_of_a_disturbed_machine_is_made_again(
 def test_a_second_try_that_fails_takes_the_first_away_from_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.store.profiles.Profile.disturbed", True)
+    monkeypatch.setattr("bench.store.profiles.Profile.disturbed", "it was noisy")
     found = profiles_of(run(profiled_sweep(["crash@second-profile"]), tmp_path))
-    assert found["crash@second-profile"].profile == PROFILE
+    assert as_made(found["crash@second-profile"].profile) == PROFILE
 
 
 @pytest.mark.parametrize(
-    ("whole_s", "events", "disturbed"),
-    [(1.4, 0, False), (2.0, 0, True), (2.0, 200_000, False), (0.7, 200_000, True)],
-    ids=["slowed", "slowed much", "slowed much by many events", "quicker than a plain call"],
+    ("whole_s", "events", "timed_s", "disturbed"),
+    [
+        (1.4, 0, None, ""),
+        (2.0, 0, None, "profiled calls took 2.00 times the plain ones'"),
+        (2.0, 200_000, None, ""),
+        (0.7, 200_000, None, "profiled calls took 0.70 times the plain ones'"),
+        (1.0, 0, 0.7, ""),
+        (1.0, 0, 0.25, "calls took 4.00 times as long as when the case was timed"),
+    ],
+    ids=["slowed", "slowed much", "slowed much by many events", "quicker than plain", "as timed", "not as timed"],
 )
 def test_a_profile_is_disturbed_where_more_time_passed_than_a_profiler_takes(
-    whole_s: float, events: int, disturbed: bool
+    whole_s: float, events: int, timed_s: float | None, disturbed: str
 ) -> None:
-    profile = PROFILE.model_copy(update={"plain_s": 1.0, "whole_s": whole_s, "events": events})
-    assert profile.disturbed is disturbed
+    times = {"plain_s": 1.0, "whole_s": whole_s, "events": events, "timed_s": timed_s}
+    assert PROFILE.model_copy(update=times).disturbed == disturbed
+
+
+def test_a_profile_knows_what_the_case_took_when_it_was_timed(tmp_path: Path) -> None:
+    found = profiles_of(run(profiled_sweep(["ok"]), tmp_path))["ok"].profile
+    assert found is not None
+    assert found.timed_s == statistics.median(arm(0).latency_s)
 
 
 def test_limits_have_ceilings_though_nothing_was_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
