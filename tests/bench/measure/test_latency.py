@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -262,48 +263,52 @@ def test_one_synchronisation_a_round(asynchronous: AsynchronousDevice) -> None:
     assert asynchronous.num_synchronisations - before == rounds_of_all + 3 * 4
 
 
-def test_a_known_time_is_read_within_a_microsecond_or_half_a_percent() -> None:
-    def spin(seconds: float) -> Callable[[], None]:
-        nanoseconds = int(seconds * 1e9)
-
-        def run() -> None:
-            end_ns = time.perf_counter_ns() + nanoseconds
-            while time.perf_counter_ns() < end_ns:
-                pass
-
-        return run
-
-    truth = {"50us": 50e-6, "1ms": 1e-3, "4ms": 4e-3}
-    result = sample({name: spin(s) for name, s in truth.items()}, CpuDevice(1), max_rounds=100)
-    for name, seconds in truth.items():
-        # The shortest: a busy machine makes spins longer, and nothing makes them shorter.
-        seen_s = min(result[name].latency_s)
-        assert abs(seen_s - seconds) <= max(1e-6, 0.005 * seconds)
+@pytest.fixture
+def _untraced() -> Iterator[None]:
+    """Without the tracer of coverage, which adds microseconds to the meter's own steps."""
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(tracer)
 
 
+def spin(seconds: float) -> float:
+    """Keep the processor for a time; returns what it took by the clock."""
+    nanoseconds = int(seconds * 1e9)
+    start_ns = now_ns = time.perf_counter_ns()
+    while now_ns - start_ns < nanoseconds:
+        now_ns = time.perf_counter_ns()
+    return (now_ns - start_ns) * 1e-9
+
+
+def allowed_s(seconds: float) -> float:
+    """A microsecond or half a percent; more where two readings of the clock around a call are a third of that apart."""
+    errors_s = []
+    for _ in range(100):
+        begin_s = time.perf_counter()
+        true_s = spin(50e-6)
+        errors_s.append(time.perf_counter() - begin_s - true_s)
+    return max(1e-6, 3 * statistics.median(errors_s), 0.005 * seconds)
+
+
+@pytest.mark.usefixtures("_untraced")
 @pytest.mark.parametrize("seconds", [50e-6, 1e-3, 4e-3])
-def test_the_meters_own_error_is_within_a_microsecond_or_half_a_percent(seconds: float) -> None:
+def test_a_known_time_is_read_within_a_microsecond_or_half_a_percent(seconds: float) -> None:
     """Every sample against the time that its own spin took: what a busy machine adds to a spin is in both.
 
-    A slow phase of the machine makes the meter's own steps longer; of five attempts one has to be outside of it.
+    A slow phase of the machine makes the meter's own steps longer too; of five attempts one has to be outside of it.
     """
     spans_s: list[float] = []
-    nanoseconds = int(seconds * 1e9)
-
-    def spin() -> None:
-        start_ns = now_ns = time.perf_counter_ns()
-        while now_ns - start_ns < nanoseconds:
-            now_ns = time.perf_counter_ns()
-        spans_s.append((now_ns - start_ns) * 1e-9)
-
-    medians_s = []
+    found = []
     for _ in range(5):
         spans_s.clear()
-        arm = sample({"spin": spin}, CpuDevice(1), max_rounds=100)["spin"]
+        allowance_s = allowed_s(seconds)
+        arm = sample({"spin": lambda: spans_s.append(spin(seconds))}, CpuDevice(1), max_rounds=100)["spin"]
         assert arm.inner_calls == 1
         errors_s = [seen - true for seen, true in zip([*arm.warmup_s, *arm.latency_s], spans_s, strict=True)]
         assert min(errors_s) >= 0
-        medians_s.append(statistics.median(errors_s))
-        if medians_s[-1] <= max(1e-6, 0.005 * seconds):
+        found.append((statistics.median(errors_s), allowance_s))
+        # the shortest: nothing makes a spin shorter than it should be
+        if found[-1][0] <= allowance_s and abs(min(arm.latency_s) - seconds) <= allowance_s:
             return
-    pytest.fail(f"the meter adds {min(medians_s) * 1e6:.2f} us at best")
+    pytest.fail(f"the meter's median errors and what is allowed, in seconds: {found}")
