@@ -59,7 +59,7 @@ def _profile(session: Session, server: ForkServer, case: Case) -> None:
     answer = Answer(status=Status.ERROR)
     for attempt in range(TRIES if case.compile == "none" else 1):
         again = server.execute(job, silence_s)
-        if again.profile is not None:
+        if again.profile is not None and case.workload.device == "cpu":
             known = again.profile.model_copy(update={"timed_s": session.timed_s(case)})
             again = again.model_copy(update={"profile": known})
         if again.profile is not None or not attempt:

@@ -153,7 +153,8 @@ class Profile(_Part):
     Attributes:
         calls: profiled calls behind the means: the quicker half, because what comes between makes a call longer.
         plain_s: time of a call without the profiler, made in turns with the others: the mean of the quicker half.
-        timed_s: time of a call in the run's own timing, or roughly where there was none; null in older records.
+        timed_s: time of a call in the run's own timing, or roughly where there was none; null in old records, and on a
+            device, where timed calls overlap and these do not.
         whole_s: mean time of a profiled call; over ``plain_s`` it is the profiler's own slowdown.
         events: what the profiler wrote down in it: its slowdown is in proportion to them.
         pages: memory touched for the first time; null where that is not told, as on a device.

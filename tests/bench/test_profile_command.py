@@ -209,7 +209,6 @@ def test_nvtx_reaches_the_job_on_a_gpu(
     session.scratch.folder.return_value = Path("files")
     session.patience_s.return_value = 1.0
     session.rough_calls_s.return_value = {asked[0].cases[0].id: 3.0}
-    session.timed_s.return_value = 3.0
     server.execute.return_value = Answer(profile=PROFILE)
     profiling._profile(session, server, asked[0].cases[0])
     job: ProfileJob = server.execute.call_args.args[0]
