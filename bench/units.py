@@ -86,7 +86,8 @@ def three_digits(value: float) -> str:
     """A number with three significant digits and no exponent, or ``0``."""
     if value == 0:
         return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
+    rounded = abs(float(f"{value:.3g}"))  # infinite for the largest numbers too
+    digits = max(0, 2 - math.floor(math.log10(rounded))) if math.isfinite(rounded) else 0
     return f"{value:.{digits}f}"
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +64,9 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         (units.rate(12, "tokens/s"), "12.0 tokens/s"),
         (units.rate(1.2e12, "FLOP/s"), "1.20 TFLOP/s"),
         (units.percent(0.125), "12.5 %"),
+        (units.percent(1e308), "inf %"),
+        (units.three_digits(math.nan), "nan"),
+        (units.three_digits(1.7976e308), str(int(1.7976e308))),
         (units.three_digits(-0.001234), "-0.00123"),
     ],
 )
