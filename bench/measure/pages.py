@@ -25,7 +25,7 @@ except ImportError:  # Windows has none
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = -1
 SPARE = 3
-"""Times what calls need; with twice as much, one call in fifty still met new memory."""
+"""Times what calls need; with twice as much, 2 of 144 calls still met new memory."""
 STRETCH_BYTES = 4 * 2**20
 REPETITIONS = 7
 

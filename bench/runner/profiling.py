@@ -56,11 +56,12 @@ def _profile(session: Session, server: ForkServer, case: Case) -> None:
         nvtx=session.sweep.measure.nvtx,
     )
     silence_s = session.patience_s(case) + CASE_BUDGET_S + SILENT_CALLS * session.rough_calls_s([case])[case.id]
+    timed_s = session.timed_s(case) if case.workload.device == "cpu" else None
     answer = Answer(status=Status.ERROR)
     for attempt in range(TRIES if case.compile == "none" else 1):
         again = server.execute(job, silence_s)
-        if again.profile is not None and case.workload.device == "cpu":
-            known = again.profile.model_copy(update={"timed_s": session.timed_s(case)})
+        if again.profile is not None:
+            known = again.profile.model_copy(update={"timed_s": timed_s})
             again = again.model_copy(update={"profile": known})
         if again.profile is not None or not attempt:
             answer = again  # a later one that fails takes nothing away
