@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from bench.cases import stable_id
+from bench.control_groups import read
 from bench.gpus import find_gpus, torch_has_cuda, torch_version
 
 PACKAGES = ("moebench", "numpy", "scipy", "pandas", "pydantic", "psutil", "nvidia-ml-py", "matplotlib")
@@ -115,15 +116,15 @@ def git_commit() -> str | None:
 
 def governor(cpu: Path = CPU) -> str | None:
     """Frequency governor of the first processor, or None where the system does not tell."""
-    return _read(cpu / "cpu0/cpufreq/scaling_governor")
+    return read(cpu / "cpu0/cpufreq/scaling_governor")
 
 
 def turbo(cpu: Path = CPU) -> bool | None:
     """Whether clocks may rise above the nominal one, or None where the system does not tell."""
-    no_turbo = _read(cpu / "intel_pstate/no_turbo")
+    no_turbo = read(cpu / "intel_pstate/no_turbo")
     if no_turbo is not None:
         return no_turbo == "0"
-    boost = _read(cpu / "cpufreq/boost")
+    boost = read(cpu / "cpufreq/boost")
     return None if boost is None else boost == "1"
 
 
@@ -132,7 +133,7 @@ def allocator(maps: Path = Path("/proc/self/maps")) -> str | None:
 
     What ``LD_PRELOAD`` asks for need not be what was loaded, and ``/etc/ld.so.preload`` is in no variable.
     """
-    found = ALLOCATOR.search(_read(maps) or "")
+    found = ALLOCATOR.search(read(maps) or "")
     return found[1] if found else " ".join(filter(None, platform.libc_ver())) or None
 
 
@@ -162,14 +163,14 @@ def _caches() -> dict[str, int]:
     """Bytes of each data cache that the first processor reaches, by level."""
     caches = {}
     for folder in sorted((CPU / "cpu0/cache").glob("index*")):
-        level, kind, size = (_read(folder / name) for name in ("level", "type", "size"))
+        level, kind, size = (read(folder / name) for name in ("level", "type", "size"))
         if level and size and size.endswith("K") and kind != "Instruction":
             caches[f"L{level}"] = int(size.removesuffix("K")) * 1024
     return caches
 
 
 def _cpuinfo(key: str, path: Path = CPUINFO) -> str | None:
-    match = re.search(rf"^{re.escape(key)}\s*:\s*(.+)$", _read(path) or "", re.MULTILINE)
+    match = re.search(rf"^{re.escape(key)}\s*:\s*(.+)$", read(path) or "", re.MULTILINE)
     return match[1] if match else None
 
 
@@ -182,7 +183,7 @@ def _os_name() -> str:
 
 def _chosen(path: Path, gaps: dict[str, str]) -> str | None:
     """The option in brackets of a kernel setting: ``always [madvise] never`` gives ``madvise``."""
-    match = re.search(r"\[(\w+)\]", _read(path) or "")
+    match = re.search(r"\[(\w+)\]", read(path) or "")
     if match is None:
         gaps["system.transparent_hugepages"] = "the system does not tell"
         return None
@@ -198,13 +199,6 @@ def _slug(text: str) -> str:
     """Lower case, words joined by hyphens, trademark signs and clock rates left out."""
     plain = re.sub(r"\((r|tm)\)|@.*|\bcpu\b|\bprocessor\b|\b\d+-core\b", " ", text.lower())
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "unknown"
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return None
 
 
 def _git(checkout: Path, *arguments: str) -> str | None:
