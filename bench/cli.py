@@ -58,6 +58,14 @@ def _fail(message: str, code: Exit) -> Exit:
     return code
 
 
+def _style(command: str, **formats: bool) -> str:
+    """The format that was asked for, of which there may be one; empty for the table that people read."""
+    asked = [name for name, given in formats.items() if given]
+    if len(asked) > 1:
+        raise RequestError(f"{command} prints one format at a time, and was asked for {' and '.join(asked)}")
+    return "".join(asked)
+
+
 @app.command
 def run(
     source: str | None = None,
@@ -142,24 +150,13 @@ def profile_(
     flags = {"profile": "true", "check-limits": "true" if check_limits else None, "nvtx": "true" if nvtx else None}
     given = (axes or Axes()).overrides(impl=impl, budget=budget, **flags)
     return profile_command(
-        source,
-        given,
-        model=(layer or ModelOptions()).select(),
-        results=results,
-        num_operators=operators,
-        quiet=quiet,
+        source, given, model=(layer or ModelOptions()).select(), results=results, num_operators=operators, quiet=quiet
     )
 
 
 @app.command
 def show(
-    run: str = "latest",
-    /,
-    *,
-    csv: bool = False,
-    json: bool = False,
-    markdown: bool = False,
-    results: Path = RESULTS,
+    run: str = "latest", /, *, csv: bool = False, json: bool = False, markdown: bool = False, results: Path = RESULTS
 ) -> int:
     """Print a run's table, one row a case.
 
@@ -172,19 +169,11 @@ def show(
     """
     from bench.commands import show_command
 
-    if csv + json + markdown > 1:
-        raise RequestError("show prints one format at a time: --csv, --json or --markdown")
-    return show_command(
-        run, results=results, style="csv" if csv else "json" if json else "markdown" if markdown else ""
-    )
+    return show_command(run, results=results, style=_style("show", csv=csv, json=json, markdown=markdown))
 
 
 @app.command
-def report(
-    *runs: str,
-    out: Path | None = None,
-    results: Path = RESULTS,
-) -> int:
+def report(*runs: str, out: Path | None = None, results: Path = RESULTS) -> int:
     """Write an HTML report with its pictures and data; prints the path of the page.
 
     Args:
@@ -240,8 +229,7 @@ def compare(
     """
     from bench.comparing.command import compare_command
 
-    if json and markdown:
-        raise RequestError("compare prints one format at a time: --json or --markdown")
+    style = _style("compare", json=json, markdown=markdown)
     given = (axes or Axes()).overrides(impl=impl, seed=seed, budget=budget)
     return compare_command(
         base,
@@ -253,7 +241,7 @@ def compare(
         fail_if=fail_if,
         force=force,
         results=results,
-        style="json" if json else "markdown" if markdown else "",
+        style=style,
         quiet=quiet,
     )
 
@@ -292,13 +280,7 @@ def advise(
     """
     from bench.advice import advise_command
 
-    wanted = {
-        "num_tokens": tokens,
-        "num_experts": experts,
-        "top_k": top_k,
-        "dtype": dtype,
-        "direction": direction,
-    }
+    wanted = {"num_tokens": tokens, "num_experts": experts, "top_k": top_k, "dtype": dtype, "direction": direction}
     return advise_command(
         run,
         {axis: value for axis, value in wanted.items() if value is not None},
@@ -341,11 +323,7 @@ def check(
 
 @app.command(name="list")
 def list_(
-    what: Literal["impls", "presets", "models", "runs"] | None = None,
-    /,
-    *,
-    json: bool = False,
-    results: Path = RESULTS,
+    what: Literal["impls", "presets", "models", "runs"] | None = None, /, *, json: bool = False, results: Path = RESULTS
 ) -> int:
     """List implementations, presets, models or runs; all of them by default.
 
