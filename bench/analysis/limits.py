@@ -42,7 +42,7 @@ from dataclasses import dataclass, replace
 from bench.analysis.divisions import ALIKE, ATTRIBUTED, MOST_ALIKE, CaseLimit, Division, Limit, nearness
 from bench.analysis.roofline import Ceilings
 from bench.cases import Workload
-from bench.store.profiles import OperatorTime, Profile
+from bench.store.profiles import FirstTouches, OperatorTime, Profile
 
 ADVICE = {
     Limit.COMPUTE: "Less arithmetic helps: a shorter number format, fewer or smaller experts per token.",
@@ -99,26 +99,45 @@ class _Watching:
     Attributes:
         event_s: seconds that an event costs.
         outside_s: of all events that are in no operator.
-        touch_s: seconds that a page costs which the ledger saw an operator touch first, scaled to a plain call's.
+        pages: of a plain call; None where they are not known.
+        seen: the part that counts of the pages which the ledger saw operators touch first: a plain call may have fewer.
+        unseen: the part that counts of the others which they allocated: a plain call may have more.
     """
 
     event_s: float
     outside_s: float
-    touch_s: float
+    pages: FirstTouches | None
+    seen: float
+    unseen: float
 
     @classmethod
     def of(cls, profile: Profile) -> _Watching:
         spent_s = max(0.0, profile.whole_s - profile.plain_s)
         inside = sum(row.events for row in profile.operators)
         event_s = spent_s / profile.events if profile.events and not profile.on_device else 0.0
-        seen = sum(row.first_touches or 0 for row in profile.operators)
-        pages = profile.pages
-        touch_s = pages.touch_s * min(1.0, pages.num_pages / seen) if pages is not None and seen else 0.0
-        return cls(event_s, spent_s - event_s * min(inside, profile.events), touch_s)
+        pages, seen, unseen = profile.pages, 0.0, 0.0
+        if pages is not None:
+            touched = sum(row.first_touches or 0 for row in profile.operators)
+            others = sum(_others(row, pages) for row in profile.operators)
+            seen = min(1.0, pages.num_pages / touched) if touched else 0.0
+            unseen = min(1.0, max(0.0, pages.num_pages - touched) / others) if others else 0.0
+        return cls(event_s, spent_s - event_s * min(inside, profile.events), pages, seen, unseen)
 
     def time_s(self, row: OperatorTime) -> float:
         """What an operator takes when nobody watches."""
         return max(0.0, row.seconds - self.event_s * row.events)
+
+    def touching_s(self, row: OperatorTime) -> float:
+        """What an operator spends on first touches."""
+        if self.pages is None:
+            return 0.0
+        num_pages = self.seen * (row.first_touches or 0) + self.unseen * _others(row, self.pages)
+        return min(self.time_s(row), num_pages * self.pages.touch_s)
+
+
+def _others(row: OperatorTime, pages: FirstTouches) -> float:
+    """Pages that an operator allocated and was not seen to touch first: they had been kept, in that call."""
+    return max(0.0, (row.allocated_bytes or 0) / pages.page_bytes - (row.first_touches or 0))
 
 
 def _alike(profile: Profile) -> float:
@@ -198,7 +217,7 @@ def _divide(row: OperatorTime, into: Division, speeds: _Speeds, watching: _Watch
     """Add an operator's time to its causes."""
     time_s = watching.time_s(row)
     calls = max(1, row.calls)
-    touching_s = min(time_s, (row.first_touches or 0) * watching.touch_s)
+    touching_s = watching.touching_s(row)
     into.seconds[Limit.FIRST_TOUCH] += touching_s
     time_s -= touching_s
     moved, existing = row.moved_bytes or 0, row.existing_bytes or 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -59,7 +60,12 @@ def watch(
     cost = page_cost() if on_cpu and faults else None
     pages = None
     if cost is not None:
-        pages = FirstTouches(num_pages=statistics.median(faults), touch_s=cost.touch_s, return_s=cost.return_s)
+        pages = FirstTouches(
+            num_pages=statistics.median(faults),
+            touch_s=cost.touch_s,
+            return_s=cost.return_s,
+            page_bytes=mmap.PAGESIZE,
+        )
     seconds = sorted(call.seconds for call in plain)
     return Watched(profiles, statistics.mean(seconds[: (len(seconds) + 1) // 2]), pages)
 

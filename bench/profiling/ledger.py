@@ -53,6 +53,7 @@ class Entry:
         flops: of a matrix product; None for others, whose operations do not matter beside their bytes.
         moved_bytes: tensors in and out, 0 for a view.
         existing_bytes: the part of it that was there before the call: weights, tokens, given gradients.
+        allocated_bytes: memory that it made for its results.
         faults: pages that were touched for the first time; None where the system does not tell.
     """
 
@@ -61,6 +62,7 @@ class Entry:
     flops: int | None
     moved_bytes: int
     existing_bytes: int = 0
+    allocated_bytes: int = 0
     faults: int | None = None
 
 
@@ -105,6 +107,8 @@ class Ledger(OperatorMode):
         outputs = tensors_in(result)
         written, read = moved_bytes(name, inputs, outputs)
         existing = [n for n, one in zip(read, inputs, strict=True) if _address(one) not in self._alive]
+        known = set(map(_address, inputs))
+        allocated_bytes = sum(self._note(tensor, number, known) for tensor in outputs)
         self.entries.append(
             Entry(
                 name=name,
@@ -112,24 +116,24 @@ class Ledger(OperatorMode):
                 flops=product_flops(name, inputs, outputs[0]) if outputs else None,
                 moved_bytes=written + sum(read),
                 existing_bytes=sum(existing),
+                allocated_bytes=allocated_bytes,
                 faults=None if before is None or after is None else after - before,
             )
         )
-        known = set(map(_address, inputs))
-        for tensor in outputs:
-            self._note(tensor, number, known)
         return result
 
-    def _note(self, tensor: Tensor, number: int, known: set[int]) -> None:
+    def _note(self, tensor: Tensor, number: int, known: set[int]) -> int:
+        """The bytes that were allocated for a result: 0 where it lies in memory that is known."""
         storage = tensor.untyped_storage()
         pointer = storage.data_ptr()
         if not pointer or pointer in known or pointer in self._alive or not storage.nbytes():
-            return
+            return 0
         dtype = str(tensor.dtype).removeprefix("torch.")
         allocation = Allocation(storage.nbytes(), pointer, number, tuple(tensor.shape), dtype)
         self.allocations.append(allocation)
         self._alive[pointer] = allocation
         weakref.finalize(storage, self._freed, allocation).atexit = False
+        return allocation.num_bytes
 
     def _freed(self, allocation: Allocation) -> None:
         if self._closed:

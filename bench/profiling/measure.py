@@ -7,7 +7,7 @@ taken; and on a CPU one call whose matrix products are repeated with what they m
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -84,8 +84,7 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
     watched = watch(step, time_budget_s, lambda: recording(nvtx=step.nvtx))
     on_device = step.profiled_device is not None and any(map(saw_device, watched.profiles))
     calls = quicker_half([call for profiled in watched.profiles for call in calls_of(profiled)])
-    for call in calls:
-        give_shapes(call, counted)
+    give_shapes(calls, counted)
     sums = break_down(calls, counted.names(), on_device=on_device)
     stages_s = {place: one.host_s / sums.num_calls for place, one in sums.stages.items()}
     timeline = make_timeline(counted.ledger, counted.places, counted.durations_s, stages_s, existing_bytes)
@@ -94,21 +93,27 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
     return Profiled(record, usual, kernels_in(watched.profiles, usual), counted)
 
 
-def give_shapes(call: Sequence[Span], counted: Counted) -> None:
-    """Write into the events of a call what shapes their operators had in the ledger's call, in the same order."""
+def give_shapes(calls: Iterable[Sequence[Span]], counted: Counted) -> None:
+    """Write into the events of calls what shapes their operators had in the ledger's call, in the same order."""
     names = counted.names()
     known: defaultdict[tuple[Place, str], list[Shapes]] = defaultdict(list)
     for entry, place in zip(counted.ledger.entries, counted.places, strict=True):
         known[place, entry.name].append(entry.shapes)
-    events: defaultdict[tuple[Place, str], list[FunctionEvent]] = defaultdict(list)
-    for span in call:
-        for event in () if span.is_range else pieces(span.event, names[span.place.phase]):
-            events[span.place, event.name].append(event)
-    for key, same in events.items():
-        if len(same) == len(known[key]):  # else nobody knows which is which
-            for event, shapes in zip(same, known[key], strict=True):
-                # torch's annotation says tuple[int, ...]; what it gives is a list of shapes
-                event.input_shapes = list(map(list, shapes))  # type: ignore[assignment]
+    for call in calls:
+        events: defaultdict[tuple[Place, str], list[FunctionEvent]] = defaultdict(list)
+        for span in call:
+            for event in () if span.is_range else pieces(span.event, names[span.place.phase]):
+                events[span.place, _under_the_ledger(event.name, names[span.place.phase])].append(event)
+        for key, same in events.items():
+            if len(same) == len(known[key]):  # else nobody knows which is which
+                for event, shapes in zip(same, known[key], strict=True):
+                    # torch's annotation says tuple[int, ...]; what it gives is a list of shapes
+                    event.input_shapes = list(map(list, shapes))  # type: ignore[assignment]
+
+
+def _under_the_ledger(name: str, names: frozenset[str]) -> str:
+    """What an operator was called there: autograd adds gradients in place, but to a new tensor while one watches."""
+    return name if name in names else name.removesuffix("_")
 
 
 def _near(step: Step) -> Mapping[Product, Repeated]:
@@ -216,15 +221,15 @@ def _operators(
     for entry, place in zip(counted.ledger.entries, counted.places, strict=True) if counted else ():
         shapes = tuple(shape for shape in entry.shapes if shape)
         costs[Place(place.phase, place.stage), entry.name, shapes].append(entry)
-    ran = {(place, name) for place, name, _ in sums.operators}
+    names = counted.names() if counted else {"forward": frozenset(), "backward": frozenset()}
+    keys = {key: (key[0], _under_the_ledger(key[1], names[key[0].phase]), key[2]) for key in sums.operators}
+    all_calls = Counter[tuple[Place, str, Shapes]]()
+    for key, found in sums.operators.items():
+        all_calls[keys[key]] += found.calls
     rows = []
     for (place, name, shapes), found in sums.operators.items():
-        entries = costs[place, name, shapes]
-        twin = place, name.removesuffix("_")
-        if not entries and twin not in ran:
-            # autograd adds gradients in place where nobody watches, and into a new tensor under the ledger
-            entries = [entry for (*where, _), same in costs.items() if tuple(where) == twin for entry in same]
-        products = [entry.flops for entry in entries if entry.flops is not None]
+        same = keys[place, name, shapes]
+        work = _work_of(costs[same], found.calls / all_calls[same], in_place=name != same[1])
         repeated, calls = near.get((name, shapes)), found.calls / sums.num_calls
         rows.append(
             OperatorTime(
@@ -235,16 +240,28 @@ def _operators(
                 calls=round(found.calls / sums.num_calls),
                 host_s=found.host_s / sums.num_calls,
                 device_s=found.device_s / sums.num_calls if on_device else None,
-                flops=sum(products) if products else None,
-                moved_bytes=sum(entry.moved_bytes for entry in entries) if entries else None,
-                existing_bytes=sum(entry.existing_bytes for entry in entries) if entries else None,
                 near_s=None if repeated is None else calls * repeated.near_s,
                 follows_s=None if repeated is None else calls * repeated.follows_s,
-                first_touches=_sum(entry.faults for entry in entries),
                 events=round(found.events / sums.num_calls),
+                **work,
             )
         )
     return sorted(rows, key=attrgetter("seconds"), reverse=True)
+
+
+def _work_of(entries: Sequence[Entry], part: float, *, in_place: bool) -> dict[str, int | None]:
+    """What is counted in ``part`` of these entries, which have the same shapes; in place, nothing is allocated."""
+    if not entries:
+        return {}
+    flops, faults = _sum(entry.flops for entry in entries), _sum(entry.faults for entry in entries)
+    made = 0.0 if in_place else part
+    return {
+        "flops": None if flops is None else round(part * flops),
+        "moved_bytes": round(part * sum(entry.moved_bytes for entry in entries)),
+        "existing_bytes": round(part * sum(entry.existing_bytes for entry in entries)),
+        "allocated_bytes": round(made * sum(entry.allocated_bytes for entry in entries)),
+        "first_touches": None if faults is None else round(made * faults),
+    }
 
 
 def _folded(rows: Sequence[OperatorTime]) -> list[OperatorTime]:
@@ -262,6 +279,7 @@ def _folded(rows: Sequence[OperatorTime]) -> list[OperatorTime]:
                 "flops": _sum(row.flops for row in group),
                 "moved_bytes": _sum(row.moved_bytes for row in group),
                 "existing_bytes": _sum(row.existing_bytes for row in group),
+                "allocated_bytes": _sum(row.allocated_bytes for row in group),
                 "near_s": _all(row.near_s for row in group),
                 "follows_s": _all(row.follows_s for row in group),
                 "first_touches": _sum(row.first_touches for row in group),

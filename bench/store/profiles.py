@@ -74,6 +74,7 @@ class OperatorTime(_Timed):
         flops: operations of all of them; null for what is no matrix product.
         moved_bytes: bytes that all of them read and wrote; null where it is not known.
         existing_bytes: the part of these that was there before the call: weights, tokens, the output's gradient.
+        allocated_bytes: memory that they made for their results, which they may be the first to touch; null likewise.
         near_s: time of all of them, repeated with what they multiply in the cache; null for what was not repeated.
         follows_s: the part of it that follows the arithmetic: what twice as much takes longer; null likewise.
         first_touches: pages that they touched for the first time; null where the system does not tell.
@@ -86,6 +87,7 @@ class OperatorTime(_Timed):
     flops: int | None = None
     moved_bytes: int | None = None
     existing_bytes: int | None = None
+    allocated_bytes: int | None = None
     near_s: Seconds | None = None
     follows_s: Seconds | None = None
     first_touches: Count | None = None
@@ -99,11 +101,13 @@ class FirstTouches(_Part):
         num_pages: in a call that nobody watches, the median.
         touch_s: what one costs, beyond writing to it again, measured beside the calls.
         return_s: what giving one back costs.
+        page_bytes: size of a page.
     """
 
     num_pages: Annotated[float, Field(ge=0)]
     touch_s: Seconds
     return_s: Seconds
+    page_bytes: Annotated[int, Field(gt=0)] = 4096
 
 
 class Tensors(_Part):

@@ -18,14 +18,15 @@ TRACES = "traces"
 MAX_TRACE_BYTES = 24 * 2**20
 COLUMNS = (
     "case_id", "impl", "workload", "what", "phase", "stage", "expert", "name", "shapes", "calls", "host_s", "idle_s",
-    "device_s", "flops", "moved_bytes", "existing_bytes", "near_s", "follows_s", "first_touches", "events",
+    "device_s", "flops", "moved_bytes", "existing_bytes", "allocated_bytes", "near_s", "follows_s", "first_touches",
+    "events",
 )  # fmt: skip
 """``what`` is ``call`` (``name`` is ``plain`` or ``profiled``), ``cause``, ``stage``, ``expert`` or ``operator``.
 
 Times of stages, experts and operators are the profiled call's, as recorded; those of causes add up to a plain one's.
 """
 
-COUNTS = ("expert", "calls", "flops", "moved_bytes", "existing_bytes", "first_touches", "events")
+COUNTS = ("expert", "calls", "flops", "moved_bytes", "existing_bytes", "allocated_bytes", "first_touches", "events")
 
 
 @dataclass(frozen=True)

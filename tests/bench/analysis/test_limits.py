@@ -158,6 +158,24 @@ def test_first_touches_are_counted_in_plain_calls_and_placed_where_the_ledger_sa
     assert sum(seconds.values()) == pytest.approx(1.1)
 
 
+def test_more_first_touches_than_the_ledger_saw_are_those_of_operators_that_allocated() -> None:
+    """A plain call touches 300 pages, the ledger's 100: the rest by what was allocated and not seen to be touched."""
+    pages = FirstTouches(num_pages=300, touch_s=1e-3, return_s=0.0, page_bytes=1000)
+    seen = operator(0.5, flops=10**11, first_touches=100, allocated_bytes=200_000)
+    unseen = operator(0.5, flops=10**11, first_touches=0, allocated_bytes=300_000)
+    found = limit(seen, unseen, operator(0.2, flops=10**11), pages=pages)
+    assert found.whole.seconds[Limit.FIRST_TOUCH] == pytest.approx(0.3)
+    assert sum(found.whole.seconds.values()) == pytest.approx(1.2)
+    brief = limit(seen, unseen.model_copy(update={"host_s": 0.1}), pages=pages)
+    assert brief.whole.seconds[Limit.FIRST_TOUCH] == pytest.approx(0.15 + 0.1), "as long as it takes, and no longer"
+
+
+def test_no_operator_touches_more_than_it_allocated() -> None:
+    pages = FirstTouches(num_pages=1000, touch_s=1e-3, return_s=0.0, page_bytes=1000)
+    found = limit(operator(0.5, flops=10**11, first_touches=0, allocated_bytes=100_000), pages=pages)
+    assert found.whole.seconds[Limit.FIRST_TOUCH] == pytest.approx(0.1)
+
+
 def test_nothing_is_touched_where_plain_calls_touch_nothing() -> None:
     pages = FirstTouches(num_pages=0, touch_s=1e-3, return_s=1e-3)
     found = limit(operator(0.5, flops=5 * 10**11, first_touches=300), pages=pages)

@@ -128,3 +128,25 @@ def test_what_is_added_in_place_without_the_ledger_has_the_bytes_that_it_had_und
     (row,) = (row for row in profile_step(step, {}, 0.01).profile.operators if row.name == "aten::add_")
     (entry,) = (entry for entry in count(step).ledger.entries if entry.name == "aten::add")
     assert row.moved_bytes == entry.moved_bytes == 3 * 4 * SPEC.d_model**2
+
+
+def test_gradients_that_are_added_in_both_ways_share_what_the_ledger_counted() -> None:
+    """The first sum of a gradient that others hold is a new tensor, the second is made in place."""
+    weight_DD = torch.randn(SPEC.d_model, SPEC.d_model, requires_grad=True)
+
+    def forward(x_TD: torch.Tensor) -> torch.Tensor:
+        h_TD = x_TD @ weight_DD
+        return h_TD + h_TD + h_TD
+
+    profile = profile_step(make_step(forward, [weight_DD], train=True), {}, 0.01).profile
+    tensor_bytes = 4 * NUM_TOKENS * SPEC.d_model
+    added = {
+        row.name: (row.calls, row.shapes, row.moved_bytes, row.allocated_bytes)
+        for row in profile.operators
+        if row.phase == "backward" and "add" in row.name
+    }
+    shapes = ", ".join([f"{NUM_TOKENS}x{SPEC.d_model}"] * 2)
+    assert added == {
+        "aten::add": (1, shapes, 3 * tensor_bytes, tensor_bytes),
+        "aten::add_": (1, shapes, 3 * tensor_bytes, 0),
+    }
