@@ -208,7 +208,7 @@ def compare(
 ) -> int:
     """Compare two runs, or with --interleave two versions of the code that are alive at once.
 
-    Exit code 3 where a limit of --fail-if is broken or a case is not ok any more, 4 where one is wrong now.
+    With --fail-if, exit code 3 where a limit is broken or a case is not ok any more, 4 where one is wrong now.
 
     Args:
         base: A run's id, its folder, or `latest`. With --interleave: a git ref, a folder, a wheel, or FILE.py[:Class].

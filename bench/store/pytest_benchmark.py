@@ -37,8 +37,9 @@ SOURCE = "pytest-benchmark"
 MAX_FILE_BYTES = 256 * 1024 * 1024
 NO_VERDICTS = (
     "pytest-benchmark timed the implementations one after the other in one process, so nothing here is a verdict: "
-    "measured like that, identical code was called changed in up to 81 % of trials on a noisy two-core virtual "
-    "machine. `moebench run` times the same cases in interleaved rounds over several processes and can decide."
+    "measured like that, identical code was called changed in up to 82 % of cases on a noisy two-core virtual "
+    "machine (docs/measuring.md). `moebench run` times the same cases in interleaved rounds over several processes and "
+    "can decide."
 )
 
 

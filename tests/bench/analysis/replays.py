@@ -51,6 +51,16 @@ def drift() -> Floats:
     return np.array([np.median(json.loads(line)) for line in lines]) * 1e-9
 
 
+def threshold_sentence() -> str:
+    """How often two processes, some moments apart, differ by more than a fixed 5 %, as a sentence."""
+    means = np.array([np.mean(json.loads(line)) for line in (NOISE / "processes.jsonl").read_text().splitlines()])
+    next_one, later = (float((np.abs(means[lag:] / means[:-lag] - 1) > 0.05).mean()) for lag in (1, 5))
+    return (
+        f"in {100 * next_one:.0f} % of cases for one process and the next, "
+        f"and in {100 * later:.0f} % for the fifth after it"
+    )
+
+
 def habits() -> list[Habit]:
     """Every habit on the same record, the worst first."""
     sequential, interleaved = log_calls("sequential.jsonl"), log_calls("pairs.jsonl")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from replays import found_share, habits_table, log_calls, power_table, recorded_deviation
+from replays import found_share, habits_table, log_calls, power_table, recorded_deviation, threshold_sentence
 from run_maker import noise_units
 from scipy import stats
 
@@ -142,6 +142,7 @@ def test_habits_and_power_are_what_the_documentation_says() -> None:
     text = (Path(__file__).parents[3] / "docs/measuring.md").read_text(encoding="utf-8")
     assert habits_table() in text
     assert power_table() in text
+    assert threshold_sentence() in " ".join(text.split())
 
 
 def test_smallest_effects_agree_with_the_replay() -> None:

@@ -124,7 +124,7 @@ def test_however_far_apart_no_implementation_wins(document: Any, read: Any) -> N
     assert timed.set_index("impl")["latency_s"].to_dict() == {"loop": 1.0, "grouped": 0.001}
     assert set(timed["num_processes"]) == {1}
     assert analysis.finished
-    assert any("81 %" in warning for warning in analysis.warnings)
+    assert any("82 %" in warning for warning in analysis.warnings)
 
 
 def test_the_same_case_twice_is_still_one_process(document: Any, read: Any) -> None:
