@@ -16,19 +16,18 @@ from bench.store.schema import AnyRecord, CaseRecord, CeilingRecord, LimitCheckR
 
 def find_limits(
     profiles: Mapping[str, Profile], cases: Mapping[str, CaseRecord], ceilings: Ceilings
-) -> dict[str, CaseLimit]:
-    """What limits every profiled case of which that can be said, by case id."""
-    found = {
+) -> dict[str, CaseLimit | str]:
+    """What limits every profiled case, or the reason why that cannot be said, by case id."""
+    return {
         case_id: find_limit(profile, cases[case_id].case.workload, ceilings)
         for case_id, profile in profiles.items()
         if case_id in cases
     }
-    return {case_id: limit for case_id, limit in found.items() if not isinstance(limit, str)}
 
 
 def check_limits(
     records: Iterable[AnyRecord],
-    limits: Mapping[str, CaseLimit],
+    limits: Mapping[str, CaseLimit | str],
     cases: Mapping[str, CaseRecord],
     ceilings: Ceilings,
 ) -> dict[str, LimitCheck | str]:
@@ -41,12 +40,13 @@ def check_limits(
     for case_id, group in by_case.items():
         workload = cases[case_id].case.workload
         roofs = _roofs(ceilings, workload)
-        if case_id not in limits or roofs is None:
-            found[case_id] = group[0].reason or "its profile names no limit"
+        limit = limits.get(case_id, "it was not profiled")
+        if isinstance(limit, str) or roofs is None:
+            found[case_id] = group[0].reason or f"its profile names no limit: {limit}"
             continue
         threads = group[0].other_threads
         other = _roofs(ceilings, workload.model_copy(update={"threads": threads})) if threads else None
-        found[case_id] = check_limit(limits[case_id].whole, group, roofs, other)
+        found[case_id] = check_limit(limit.whole, group, roofs, other)
     return found
 
 

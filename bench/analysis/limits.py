@@ -44,6 +44,8 @@ from bench.analysis.roofline import Ceilings
 from bench.cases import Workload
 from bench.store.profiles import FirstTouches, OperatorTime, Profile
 
+UNKNOWN = 0.1
+"""Where more of the time than this is in operators of unknown work, nothing is said of the whole."""
 ADVICE = {
     Limit.COMPUTE: "Less arithmetic helps: a shorter number format, fewer or smaller experts per token.",
     Limit.MEMORY: "Fewer bytes help: a shorter number format, weights that are read once for more tokens.",
@@ -65,6 +67,8 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
     if isinstance(roofs, str):
         return roofs
     peak, memory, cache, cache_bytes = roofs
+    if reason := _unknown_work(profile):
+        return reason
     watching = _Watching.of(profile)
     calling_s = 0.0 if profile.on_device else _calling_s(profile.operators, watching)
     speeds = _Speeds(peak, memory, cache, cache_bytes, existing_fit=False, calling_s=calling_s)
@@ -90,6 +94,16 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
     whole.seconds[Limit.HOST] = max(0.0, whole.seconds[Limit.HOST] - watching.outside_s)
     _move_touches(profile, whole)
     return CaseLimit(whole, list(stages.values()), _sentence(whole, profile, peak))
+
+
+def _unknown_work(profile: Profile) -> str:
+    """Why nothing can be said where much of the time is in operators of which nobody knows what they had to do."""
+    rows = [row for row in profile.operators if row.flops is None and row.moved_bytes is None]
+    unknown_s = sum(row.seconds for row in rows)
+    if unknown_s <= UNKNOWN * profile.whole_s:
+        return ""
+    names = ", ".join(dict.fromkeys(row.name for row in rows[:3]))
+    return f"what {names} had to do is not known, and they take {unknown_s / profile.whole_s:.0%} of the time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +282,7 @@ def _sentence(division: Division, profile: Profile, peak: float) -> str:
     shown = [kind for kind in sorted(Limit, key=lambda kind: -near[kind]) if near[kind] >= 0.05 * total]
     words = ", ".join(_share(kind, division, total) for kind in shown)
     text = f"Limited by {limit_words(division.limits)}: {words}."
-    products = [row for row in profile.operators if row.flops]
+    products = [row for row in profile.operators if row.flops and not row.folded]
     if products and limit in (Limit.BELOW_ROOF, Limit.COMPUTE):
         most = products[0]
         time_s = most.seconds

@@ -157,6 +157,7 @@ class Analysis:
         profiles: by case id, where time, memory and operations go; empty where none was asked for.
         not_profiled: by case id, why there is no profile though one was asked for.
         limits: by case id, what limits the profiled cases.
+        not_limited: the profiled cases of which that cannot be said, with the reason.
         limit_checks: by case id, whether levers name the same limit.
         not_checked: by case id, why that is not known though it was asked for.
         routings: by workload id, the routing that happened, where the workload is routed.
@@ -178,6 +179,7 @@ class Analysis:
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     not_profiled: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, CaseLimit] = field(default_factory=dict)
+    not_limited: Mapping[str, str] = field(default_factory=dict)
     limit_checks: Mapping[str, LimitCheck] = field(default_factory=dict)
     not_checked: Mapping[str, str] = field(default_factory=dict)
     routings: Mapping[str, RoutingFacts] = field(default_factory=dict)

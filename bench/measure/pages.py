@@ -13,8 +13,9 @@ import mmap
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-from bench.control_groups import available_bytes
+from bench.control_groups import available_bytes, read
 from bench.measure.proc import resident_bytes
 
 try:
@@ -26,6 +27,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = -1
 SPARE = 3
 """Times what calls need; with twice as much, 2 of 144 calls still met new memory."""
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 STRETCH_BYTES = 4 * 2**20
 REPETITIONS = 7
 
@@ -80,14 +82,23 @@ def fresh_memory(num_bytes: int) -> mmap.mmap:
     return mmap.mmap(-1, num_bytes)
 
 
+def why_no_cost() -> str:
+    """Why first touches have no one cost on this system; empty where they have."""
+    if num_faults() is None:
+        return "the system does not tell page faults"
+    if "[always]" in (read(HUGE_PAGES) or ""):
+        return "transparent huge pages are always on, so a first touch may be of 4 KiB or of 2 MiB"
+    return ""
+
+
 def page_cost() -> PageCost | None:
-    """Measured here and now with torch's current number of threads; None where page faults are not told.
+    """Measured here and now with torch's current number of threads; None where :func:`why_no_cost` says why.
 
     Of a few repetitions the quickest: what disturbs one makes it longer.
     """
     import torch  # the rest of this file needs none
 
-    if num_faults() is None:
+    if why_no_cost():
         return None
     first_s, again_s, return_s = [], [], []
     for _ in range(REPETITIONS):

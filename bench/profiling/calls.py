@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch.autograd.profiler import profile
 
-from bench.measure.pages import page_cost, timed
+from bench.measure.pages import TimedCall, page_cost, timed
 from bench.profiling.spans import Kernel, Span, kernels_of
 from bench.profiling.step import Step
 from bench.store.profiles import FirstTouches
@@ -28,7 +28,7 @@ class Watched:
     Attributes:
         profiles: of the watched calls.
         plain_s: mean time of the quicker half of the others.
-        pages: what these touched for the first time, and its cost; None where that is not told.
+        pages: what that half touched for the first time, and its cost; None where that is not told.
     """
 
     profiles: Sequence[profile]
@@ -45,18 +45,25 @@ def watch(
     machine that changes its speed changes it for both. Without ``shapes``, unless nobody else knows them: to record
     them costs as much as all the rest, and memory, so that calls touch pages that they otherwise keep.
     """
-    plain = [timed(step), timed(step)]
+
+    def plainly() -> TimedCall:
+        step.settle()
+        return timed(step)
+
+    plain = [plainly(), plainly()]
     usual_s = min(call.seconds for call in plain)
     num_calls = min(MAX_CALLS, max(MIN_CALLS, int(time_budget_s / 2 / usual_s)))
     profiles = []
     for _ in range(BLOCKS):
         with marks(), profile(use_device=step.profiled_device, record_shapes=shapes) as profiled:
             for _ in range(num_calls // BLOCKS):
+                step.settle()
                 step()
         profiles.append(profiled)
-        plain += [timed(step) for _ in range(num_calls // BLOCKS)]
+        plain += [plainly() for _ in range(num_calls // BLOCKS)]
     on_cpu = step.device.torch_device.type == "cpu"
-    faults = [call.faults for call in plain if call.faults is not None]
+    quicker = sorted(plain, key=lambda call: call.seconds)[: (len(plain) + 1) // 2]
+    faults = [call.faults for call in quicker if call.faults is not None]
     cost = page_cost() if on_cpu and faults else None
     pages = None
     if cost is not None:
@@ -66,8 +73,7 @@ def watch(
             return_s=cost.return_s,
             page_bytes=mmap.PAGESIZE,
         )
-    seconds = sorted(call.seconds for call in plain)
-    return Watched(profiles, statistics.mean(seconds[: (len(seconds) + 1) // 2]), pages)
+    return Watched(profiles, statistics.mean(call.seconds for call in quicker), pages)
 
 
 def kernels_in(profiles: Iterable[profile], usual: list[Span]) -> list[Kernel]:

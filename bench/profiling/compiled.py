@@ -34,7 +34,7 @@ from bench.profiling.spans import (
     tree,
 )
 from bench.profiling.stages import MICROSECOND, Breakdown, OperatorSums, Shapes, Sums, quicker_half, shapes_of
-from bench.profiling.step import BACKWARD, CALL, FORWARD, WAIT, Step
+from bench.profiling.step import BACKWARD, CALL, DROP, FORWARD, WAIT, Step
 
 _GRAPH = re.compile(r"graph_(\d+)_inductor_wrapper_call")
 _KERNEL = re.compile(r"graph_\d+_")
@@ -85,6 +85,8 @@ def _spans(call: FunctionEvent, nodes: Sequence[FunctionEvent], origins: Origins
             yield Span(child, Place("backward", OTHER), is_range=True)
         elif child.name == WAIT:
             yield Span(child, Place("forward", WAITING), is_range=True)
+        elif child.name == DROP:
+            yield Span(child, Place("backward", GRADIENTS), is_range=True)
     for node in nodes:  # by time: on a device they run in a thread of their own
         if call.time_range.start <= node.time_range.start < call.time_range.end:
             yield from _inside(node, "backward", origins)
@@ -133,9 +135,10 @@ def add_up(calls: Sequence[Sequence[Span]], *, on_device: bool) -> Breakdown:
                 into.host_s += event.cpu_time_total * MICROSECOND
                 into.device_s += event.device_time_total * MICROSECOND
             stages[place].launches += sum(len(one.kernels) for one in tree(event)) if on_device else 1
-        for event in (span.event for span in spans if span.place.stage == WAITING):
+        for event, place in ((span.event, span.place) for span in spans if span.event.name in (WAIT, DROP)):
             left_us["forward"] -= event.cpu_time_total
-            stages[Place("forward", WAITING)].host_s += event.cpu_time_total * MICROSECOND
+            stages[place].host_s += event.cpu_time_total * MICROSECOND
+            stages[place].idle_s += event.cpu_time_total * MICROSECOND if event.name == DROP else 0.0
         for phase, microseconds in left_us.items():
             stages[Place(phase, OTHER)].host_s += microseconds * MICROSECOND
             stages[Place(phase, OTHER)].idle_s += max(0.0, microseconds) * MICROSECOND

@@ -19,6 +19,8 @@ from torch import Tensor
 PICKING = frozenset({"aten::index_select", "aten::gather", "aten::embedding", "aten::index", "aten::take_along_dim"})
 # They read the rows that their second tensor names.
 SUMMING = frozenset({"aten::embedding_bag", "aten::_embedding_bag", "aten::_embedding_bag_forward_only"})
+# They take from their first tensor no more than its shape, or overwrite it.
+OVERWRITING = frozenset({"aten::copy_", "aten::fill_", "aten::zero_"})
 GROUPED = "aten::_grouped_mm"
 # Which of their tensors is the left factor; the result's size times its columns, twice, are the operations.
 LEFT_FACTOR = {
@@ -79,13 +81,22 @@ def moved_bytes(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) 
         return nothing
     out_bytes = sum(map(_bytes, written))
     read = [_bytes(tensor) for tensor in inputs]
+    if makes_nothing(name):
+        return nothing
     if name in PICKING:
         read[0] = out_bytes
+    elif name in OVERWRITING or name.startswith("aten::new_") or name.endswith("_like"):
+        read[0] = 0
     elif name in SUMMING:
         read[0] = inputs[1].numel() * inputs[0].shape[-1] * inputs[0].element_size()
     elif name == GROUPED:
         read = [round(num_bytes * _used(tensor, inputs)) for num_bytes, tensor in zip(read, inputs, strict=True)]
     return out_bytes, read
+
+
+def makes_nothing(name: str) -> bool:
+    """Whether an operator hands out memory without touching it."""
+    return name.startswith(("aten::empty", "aten::new_empty"))
 
 
 def _used(tensor: Tensor, inputs: Sequence[Tensor]) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from bench.measure.pages import num_faults
-from bench.profiling.costs import moved_bytes, product_flops
+from bench.profiling.costs import makes_nothing, moved_bytes, product_flops
 from bench.profiling.operator_mode import OperatorMode, shapes_of_arguments, tensors_in
 
 OPERATOR = "moebench-operator:"
@@ -53,7 +53,7 @@ class Entry:
         flops: of a matrix product; None for others, whose operations do not matter beside their bytes.
         moved_bytes: tensors in and out, 0 for a view.
         existing_bytes: the part of it that was there before the call: weights, tokens, given gradients.
-        allocated_bytes: memory that it made for its results.
+        allocated_bytes: memory that it made for its results and wrote to.
         faults: pages that were touched for the first time; None where the system does not tell.
     """
 
@@ -116,7 +116,7 @@ class Ledger(OperatorMode):
                 flops=product_flops(name, inputs, outputs[0]) if outputs else None,
                 moved_bytes=written + sum(read),
                 existing_bytes=sum(existing),
-                allocated_bytes=allocated_bytes,
+                allocated_bytes=0 if makes_nothing(name) else allocated_bytes,
                 faults=None if before is None or after is None else after - before,
             )
         )

@@ -8,7 +8,7 @@ taken; and on a CPU one call whose matrix products are repeated with what they m
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -16,7 +16,7 @@ from torch.autograd.profiler import profile
 from torch.autograd.profiler_util import FunctionEvent
 
 from bench.measure.cpu import CpuDevice
-from bench.measure.pages import page_cost
+from bench.measure.pages import page_cost, why_no_cost
 from bench.profiling.calls import Watched, kernels_in, watch
 from bench.profiling.ledger import OPERATOR, Entry, Ledger
 from bench.profiling.replay import Product, Repeated, Replay
@@ -89,6 +89,8 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
     stages_s = {place: one.host_s / sums.num_calls for place, one in sums.stages.items()}
     timeline = make_timeline(counted.ledger, counted.places, counted.durations_s, stages_s, existing_bytes)
     record = describe(sums, counted, watched, timeline, _near(step), on_device=on_device)
+    if isinstance(step.device, CpuDevice) and watched.pages is None:
+        record = record.model_copy(update={"gaps": {"pages": why_no_cost()}})
     usual = calls[len(calls) // 2]
     return Profiled(record, usual, kernels_in(watched.profiles, usual), counted)
 
@@ -103,7 +105,7 @@ def give_shapes(calls: Iterable[Sequence[Span]], counted: Counted) -> None:
         events: defaultdict[tuple[Place, str], list[FunctionEvent]] = defaultdict(list)
         for span in call:
             for event in () if span.is_range else pieces(span.event, names[span.place.phase]):
-                events[span.place, _under_the_ledger(event.name, names[span.place.phase])].append(event)
+                events[_under_the_ledger(span.place, event.name, known)].append(event)
         for key, same in events.items():
             if len(same) == len(known[key]):  # else nobody knows which is which
                 for event, shapes in zip(same, known[key], strict=True):
@@ -111,9 +113,9 @@ def give_shapes(calls: Iterable[Sequence[Span]], counted: Counted) -> None:
                     event.input_shapes = list(map(list, shapes))  # type: ignore[assignment]
 
 
-def _under_the_ledger(name: str, names: frozenset[str]) -> str:
+def _under_the_ledger(place: Place, name: str, known: Container[tuple[Place, str]]) -> tuple[Place, str]:
     """What an operator was called there: autograd adds gradients in place, but to a new tensor while one watches."""
-    return name if name in names else name.removesuffix("_")
+    return place, name if (place, name) in known else name.removesuffix("_")
 
 
 def _near(step: Step) -> Mapping[Product, Repeated]:
@@ -221,8 +223,8 @@ def _operators(
     for entry, place in zip(counted.ledger.entries, counted.places, strict=True) if counted else ():
         shapes = tuple(shape for shape in entry.shapes if shape)
         costs[Place(place.phase, place.stage), entry.name, shapes].append(entry)
-    names = counted.names() if counted else {"forward": frozenset(), "backward": frozenset()}
-    keys = {key: (key[0], _under_the_ledger(key[1], names[key[0].phase]), key[2]) for key in sums.operators}
+    known = {(place, name) for place, name, _ in costs}
+    keys = {(place, name, s): (*_under_the_ledger(place, name, known), s) for place, name, s in sums.operators}
     all_calls = Counter[tuple[Place, str, Shapes]]()
     for key, found in sums.operators.items():
         all_calls[keys[key]] += found.calls
@@ -273,6 +275,7 @@ def _folded(rows: Sequence[OperatorTime]) -> list[OperatorTime]:
         group[0].model_copy(
             update={
                 "shapes": f"{len(group)} other shapes" if len(group) > 1 else group[0].shapes,
+                "folded": len(group) > 1,
                 "calls": sum(row.calls for row in group),
                 "host_s": sum(row.host_s for row in group),
                 "device_s": None if group[0].device_s is None else sum(row.device_s or 0.0 for row in group),

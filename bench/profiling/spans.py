@@ -20,7 +20,7 @@ from torch.autograd.profiler import profile
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import DeviceType
 
-from bench.profiling.step import BACKWARD, CALL, FORWARD, WAIT
+from bench.profiling.step import BACKWARD, CALL, DROP, FORWARD, WAIT
 from impls.stages import PREFIX
 
 Phase = Literal["forward", "backward"]
@@ -88,6 +88,8 @@ def _spans(call: FunctionEvent, nodes: list[FunctionEvent]) -> Iterator[Span]:
             yield Span(child, Place("backward", OTHER), is_range=True)
         elif child.name == WAIT:
             yield Span(child, Place("forward", WAITING), is_range=True)
+        elif child.name == DROP:
+            yield Span(child, Place("backward", GRADIENTS), is_range=True)
     # Nodes run on a thread of their own where the device is not the CPU: they are found by time, not by parent.
     for node in nodes:
         if call.time_range.start <= node.time_range.start < call.time_range.end:

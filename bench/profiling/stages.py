@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 from torch.autograd.profiler_util import FunctionEvent, Kernel
 
 from bench.profiling.spans import OTHER, Place, Span, is_inside, is_operator, tree
-from bench.profiling.step import BACKWARD, CALL, FORWARD, WAIT
+from bench.profiling.step import BACKWARD, CALL, DROP, FORWARD, WAIT
 
 MICROSECOND = 1e-6
 Shapes = tuple[tuple[int, ...], ...]
@@ -38,7 +38,10 @@ class Sums:
         """What is in a range and in no operator: idle time, and kernels that Python code launches by itself."""
         if event.name != WAIT:
             self.idle_s += sum(one.self_cpu_time_total for one in _itself(event)) * MICROSECOND
-        kernels = own_kernels(event)
+        self.add_kernels(own_kernels(event))
+
+    def add_kernels(self, kernels: Sequence[Kernel]) -> None:
+        """Kernels that no operator launched."""
         self.device_s += sum(kernel.duration for kernel in kernels) * MICROSECOND
         self.launches += len(kernels)
 
@@ -96,7 +99,10 @@ def break_down(calls: Sequence[list[Span]], names: Mapping[str, frozenset[str]],
         whole_s += spans[0].event.cpu_time_total * MICROSECOND
         for span in spans:
             whole = Place(span.place.phase, span.place.stage)
+            if span.is_range:
+                _add_kernels(own_kernels(span.event), whole, operators)
             if span.event.name in (CALL, FORWARD, BACKWARD):
+                stages[whole].add_kernels(own_kernels(span.event))
                 continue
             if not (span.is_range and span.place.expert is not None and span.place.phase == "forward"):
                 stages[whole].add(span.event, is_range=span.is_range, on_device=on_device)
@@ -105,12 +111,7 @@ def break_down(calls: Sequence[list[Span]], names: Mapping[str, frozenset[str]],
                 stages[whole].add_own(span.event)
             if span.place.expert is not None:
                 experts[span.place].add(span.event, is_range=span.is_range, on_device=on_device)
-            if span.is_range:
-                for kernel in own_kernels(span.event):
-                    sums = operators[whole, kernel.name, ()]
-                    sums.calls += 1
-                    sums.device_s += kernel.duration * MICROSECOND
-            else:
+            if not span.is_range:
                 for event in pieces(span.event, names[span.place.phase]):
                     sums = operators[whole, event.name, shapes_of(event)]
                     sums.calls += 1
@@ -120,6 +121,16 @@ def break_down(calls: Sequence[list[Span]], names: Mapping[str, frozenset[str]],
         _add_other(spans, stages)
     events = sum(1 for spans in calls for _ in tree(spans[0].event))
     return Breakdown(len(calls), whole_s, stages, experts, operators, events)
+
+
+def _add_kernels(
+    kernels: Iterable[Kernel], place: Place, operators: dict[tuple[Place, str, Shapes], OperatorSums]
+) -> None:
+    """Rows of kernels that no operator launched, by their own names."""
+    for kernel in kernels:
+        sums = operators[place, kernel.name, ()]
+        sums.calls += 1
+        sums.device_s += kernel.duration * MICROSECOND
 
 
 def _add_other(spans: Sequence[Span], stages: dict[Place, Sums]) -> None:
@@ -133,7 +144,8 @@ def _add_other(spans: Sequence[Span], stages: dict[Place, Sums]) -> None:
             left_us["forward"] -= duration_us
         elif span.is_range and span.event.name not in (CALL, FORWARD):
             nested = span.place.phase == "forward" and span.place.expert is not None
-            left_us[span.place.phase] -= 0.0 if nested else duration_us
+            # gradients are dropped beside the backward part, not in it
+            left_us["forward" if span.event.name == DROP else span.place.phase] -= 0.0 if nested else duration_us
         elif not span.is_range and span.place == UNCLAIMED:
             busy_us += duration_us
     forward, backward = stages[UNCLAIMED], left_us["backward"] * MICROSECOND

@@ -16,6 +16,7 @@ CALL = PREFIX + "call"
 FORWARD = PREFIX + "forward"
 BACKWARD = PREFIX + "backward"
 WAIT = PREFIX + "wait"
+DROP = PREFIX + "drop"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Step:
         backward: propagates the fixed gradient from that output; None in ``forward``.
         drop: forgets the gradients, so that the next call allocates its own.
         device: where it runs.
+        cold: whether calls are timed with empty caches.
         nvtx: whether NVIDIA's tools, which then watch the device in place of torch's profiler, see calls and stages.
     """
 
@@ -34,12 +36,19 @@ class Step:
     backward: Callable[[torch.Tensor], None] | None
     drop: Callable[[], None]
     device: Device
+    cold: bool = False
     nvtx: bool = False
 
     @property
     def profiled_device(self) -> str | None:
         """The device that torch's profiler is to watch beside the host; only one tool at a time can."""
         return None if self.nvtx or self.device.torch_device.type == "cpu" else self.device.torch_device.type
+
+    def settle(self) -> None:
+        """Before a call whose time counts, and outside of it: empty the caches where that is asked for."""
+        if self.cold:
+            self.device.flush_cache()
+            self.device.synchronize()
 
     def __call__(
         self,
@@ -62,6 +71,8 @@ class Step:
             # a mark costs a microsecond, and a CPU has nothing to wait for
             with nullcontext() if self.device.torch_device.type == "cpu" else record_function(WAIT):
                 self.device.synchronize()
-        before_drop()
-        del output
-        self.drop()
+            before_drop()
+            # giving memory back is part of a call, as it is where calls are timed
+            with nullcontext() if self.backward is None else record_function(DROP):
+                del output
+                self.drop()

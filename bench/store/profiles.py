@@ -70,6 +70,7 @@ class OperatorTime(_Timed):
         name: as in ``aten::mm``.
         shapes: of its tensors, as in ``256x64, 64x8``.
         calls: how many in one call of the layer.
+        folded: whether this row is of several shapes.
         host_s, device_s: their time together.
         flops: operations of all of them; null for what is no matrix product.
         moved_bytes: bytes that all of them read and wrote; null where it is not known.
@@ -84,6 +85,7 @@ class OperatorTime(_Timed):
     name: str
     shapes: str
     calls: Count
+    folded: bool = False
     flops: int | None = None
     moved_bytes: int | None = None
     existing_bytes: int | None = None

@@ -124,7 +124,8 @@ def stages_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = "")
         caption="A bar is one call: route chooses experts, dispatch brings tokens to them, experts are the "
         "feed-forwards, combine adds their outputs up, gradients adds to the weights' gradients, and other is what no "
         "stage claims. Paler stretches are the backward pass. The stages were timed under the profiler, which slows "
-        "them, and are scaled so that they add up to a call that nobody watches; by how much is in the table. The "
+        "them, and are scaled so that they add up to a call that nobody watches; by how much is in the table. On a GPU "
+        "they are the time of kernels, which is not scaled: what a bar lacks, the device had nothing to do. The "
         "upright mark is the latency as this run timed it: far from the bar's end, the machine was in another state."
         f"{fused}{_cut(cases, shown)}",
         advice="Work on the longest stretch. Long dispatch and combine mean that moving tokens costs more than "
@@ -138,11 +139,9 @@ def _stage_bar(panel: Axes, row: int, case: Profiled, size: float, end_s: float)
     """The stages, and the measured latency with its interval, as far as that does not leave the panel."""
     longest = 1.1 * end_s
     stages = sorted(case.profile.stages, key=lambda part: part.phase != "forward")
-    total = sum(part.seconds for part in stages)
-    scale = case.profile.plain_s / total if total else 0.0
     parts = [
         (
-            part.seconds * scale,
+            case.seconds(part),
             STAGE_COLOURS.get(part.stage, STAGE_COLOURS["other"]),
             1.0 if part.phase == "forward" else BACKWARD_ALPHA,
         )

@@ -41,7 +41,7 @@ def expert_times(case: Profiled) -> ExpertTimes | None:
     totals: defaultdict[int, Floats] = defaultdict(lambda: np.zeros(3))
     for part in case.profile.experts:
         if part.expert is not None and part.expert < len(loads):
-            totals[part.expert] += (case.scale * part.seconds, part.flops or 0, part.moved_bytes or 0)
+            totals[part.expert] += (case.seconds(part), part.flops or 0, part.moved_bytes or 0)
     if not totals:
         return None
     experts = sorted(totals, key=lambda expert: loads[expert])

@@ -38,7 +38,7 @@ class StageMark:
 def stage_marks(cases: Sequence[Profiled]) -> list[StageMark]:
     """Stages long enough to be judged."""
     return [
-        StageMark(case, stage, case.scale * stage.seconds)
+        StageMark(case, stage, case.seconds(stage))
         for case in cases
         for stage in case.profile.stages
         if stage.seconds >= LEAST_SHARE * case.profile.whole_s and stage.seconds > 0

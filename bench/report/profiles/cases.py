@@ -15,7 +15,7 @@ from bench.limit_table import check_sentence
 from bench.report.slices import evenly
 from bench.report.style import Look
 from bench.report.view import View, without_paths
-from bench.store.profiles import OperatorTime, Profile
+from bench.store.profiles import OperatorTime, Profile, StageTime
 
 MAX_WORKLOADS = 4
 MAX_IMPLS = 8
@@ -63,7 +63,7 @@ class Profiled:
         impl: printable name, and how it is drawn: ``look``.
         workload: words that tell its workload from the others.
         profile: what was recorded.
-        limit: what limits it; None where the run has no ceilings for it.
+        limit: what limits it; None where that cannot be said, for the reason ``no_limit``.
         check: whether levers name the same limit; None where that was not asked for.
         latency: as timed, with its interval; None where it was not timed.
         roofs: None where the run has none for it.
@@ -77,6 +77,7 @@ class Profiled:
     workload: str
     profile: Profile
     limit: CaseLimit | None
+    no_limit: str
     check: LimitCheck | None
     latency: Estimate | None
     roofs: Roofs | None
@@ -84,8 +85,12 @@ class Profiled:
 
     @property
     def scale(self) -> float:
-        """Turns a time of the profiled call into one of a call that nobody watches."""
+        """Turns a time of the host in the profiled call into one of a call that nobody watches."""
         return self.profile.plain_s / self.profile.whole_s if self.profile.whole_s else 1.0
+
+    def seconds(self, part: StageTime | OperatorTime) -> float:
+        """As in a call that nobody watches: what the profiler takes, it takes from the host and not from a device."""
+        return self.scale * part.host_s if part.device_s is None else part.device_s
 
     @property
     def disturbed(self) -> bool:
@@ -113,6 +118,7 @@ def profiled_cases(view: View) -> list[Profiled]:
                 workload=view.workloads[row["workload_id"]],
                 profile=profile,
                 limit=analysis.limits.get(row["case_id"]),
+                no_limit=analysis.not_limited.get(row["case_id"], ""),
                 check=analysis.limit_checks.get(row["case_id"]),
                 latency=Estimate(row["latency_s"], row["latency_low_s"], row["latency_high_s"]) if timed else None,
                 roofs=_roofs(view, row, profile),
@@ -154,8 +160,7 @@ def case_words(case: Profiled) -> str:
 def limit_sentence(case: Profiled) -> str:
     """What limits the case, in words that are fit for a page."""
     if case.limit is None:
-        reason = case.profile.gaps.get("work", "this run has no ceilings for it")
-        return f"What limits it cannot be said: {without_paths(reason)}."
+        return f"What limits it cannot be said: {without_paths(case.no_limit)}."
     why = case.profile.disturbed
     doubt = f" Doubtful: {why}, so the machine was disturbed meanwhile." if why else ""
     checked = f" {check_sentence(case.check)}" if case.check is not None else ""

@@ -23,7 +23,8 @@ COLUMNS = (
 )  # fmt: skip
 """``what`` is ``call`` (``name`` is ``plain`` or ``profiled``), ``cause``, ``stage``, ``expert`` or ``operator``.
 
-Times of stages, experts and operators are the profiled call's, as recorded; those of causes add up to a plain one's.
+Times of stages, experts and operators are the profiled call's, as recorded. Those of causes are of a call less what the
+profiler took, as far as that can be told.
 """
 
 COUNTS = ("expert", "calls", "flops", "moved_bytes", "existing_bytes", "allocated_bytes", "first_touches", "events")

@@ -95,7 +95,7 @@ def grouped(case: Profiled) -> list[Group]:
         groups[row.phase, row.stage, row.name].append(row)
     found = []
     for (phase, stage, name), rows in groups.items():
-        seconds = case.scale * sum(row.seconds for row in rows)
+        seconds = sum(map(case.seconds, rows))
         needed_s = None
         if case.roofs is not None:
             needed_s = sum(map(case.roofs.needed_s, rows)) or None
@@ -121,7 +121,7 @@ def seconds_by_kind(case: Profiled) -> dict[str, float]:
     """The whole call by kind of work; they add up to the time of an unwatched call."""
     seconds = dict.fromkeys(KINDS, 0.0)
     for row in case.profile.operators:
-        seconds[kind_of(row)] += case.scale * row.seconds
+        seconds[kind_of(row)] += case.seconds(row)
     seconds[IDLE] = max(0.0, case.profile.plain_s - sum(seconds.values()))
     return seconds
 

@@ -69,7 +69,7 @@ def stage_table(group: Sequence[Profiled]) -> PivotTable:
 def _stage_cell(case: Profiled, part: StageTime) -> Cell:
     if not (part.seconds or part.launches):
         return Cell(TO, kind="none")
-    seconds = case.scale * part.seconds
+    seconds = case.seconds(part)
     details = [f"{part.launches:,} launches", f"{latency(case.scale * part.idle_s)} idle"]
     if part.device_s is not None:
         details.insert(0, f"host {latency(case.scale * part.host_s)}")

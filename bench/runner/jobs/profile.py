@@ -67,13 +67,14 @@ def profile_case(job: ProfileJob, announce: Callable[[Announce], None]) -> Answe
 def make_step(layer: MoELayer, shared: Shared, device: Device, *, nvtx: bool = False) -> Step:
     """The step of a built layer on a workload's shared tensors."""
     x_TD, routing, gradient_TD = shared.x, shared.routing, shared.output_gradient
+    cold = shared.workload.cache == "cold"
     if shared.workload.direction == "forward":
 
         def infer() -> torch.Tensor:
             with torch.inference_mode():
                 return layer(x_TD, routing=routing)  # type: ignore[no-any-return] # nn.Module.__call__ is untyped
 
-        return Step(infer, None, lambda: None, device, nvtx)
+        return Step(infer, None, lambda: None, device, cold, nvtx)
     leaves = [leaf for _, leaf in shared.leaves()]
 
     def drop() -> None:
@@ -83,4 +84,4 @@ def make_step(layer: MoELayer, shared: Shared, device: Device, *, nvtx: bool = F
     def backward(output: torch.Tensor) -> None:
         torch.autograd.backward(output, gradient_TD)
 
-    return Step(lambda: layer(x_TD, routing=routing), backward, drop, device, nvtx)
+    return Step(lambda: layer(x_TD, routing=routing), backward, drop, device, cold, nvtx)

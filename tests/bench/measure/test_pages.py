@@ -6,6 +6,7 @@ import resource
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,11 +63,21 @@ def test_a_calls_first_touches_are_counted_beside_its_time() -> None:
     assert first.touching_s(None) == 0
 
 
-def test_a_first_touch_costs_something() -> None:
+def test_a_first_touch_costs_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "HUGE_PAGES", tmp_path / "absent")
     cost = pages.page_cost()
     assert cost is not None
     assert 0 < cost.touch_s < 1e-3
     assert 0 <= cost.return_s < 1e-3
+
+
+def test_a_first_touch_has_no_cost_where_pages_may_be_huge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "HUGE_PAGES", tmp_path / "enabled")
+    (tmp_path / "enabled").write_text("always [madvise] never\n")
+    assert pages.why_no_cost() == ""
+    (tmp_path / "enabled").write_text("[always] madvise never\n")
+    assert pages.page_cost() is None
+    assert pages.why_no_cost().startswith("transparent huge pages are always on")
 
 
 def test_where_the_system_counts_no_faults_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

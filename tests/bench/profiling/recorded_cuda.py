@@ -87,6 +87,8 @@ STEP = [
     Recorded(8, "aten::index_add_", 260, 285, dims=[[64, 16]], sequence=2),
     Recorded(903, "cudaLaunchKernel", 265, 270, RUNTIME, thread=4711, linked=8),
     Recorded(903, "index_add", 600, 700, "kernel", linked=8),
+    Recorded(906, "cuLaunchKernel", 292, 298, "cuda_driver", thread=4711, linked=2),  # by Python, and in no stage
+    Recorded(906, "triton_tail", 900, 950, "kernel", linked=2),
     Recorded(9, "moebench:backward", 302, 400, RANGE),
     Recorded(10, "autograd::engine::evaluate_function: MmBackward0", 310, 390, thread=2, sequence=0),
     Recorded(11, "MmBackward0", 312, 385, thread=2, sequence=0),
@@ -95,6 +97,7 @@ STEP = [
     Recorded(904, "gemm_bf16", 700, 900, "kernel", linked=12),
     Recorded(13, "moebench:wait", 405, 990, RANGE),
     Recorded(905, "cudaDeviceSynchronize", 406, 989, RUNTIME, thread=4711, linked=13),
+    Recorded(14, "moebench:drop", 991, 998, RANGE),
     Recorded(1, "moebench:call", 200, 900, SEEN),
     Recorded(2, "moebench:forward", 200, 700, SEEN),
     Recorded(3, "moebench:experts", 200, 600, SEEN),

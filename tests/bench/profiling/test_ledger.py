@@ -73,6 +73,26 @@ def test_what_was_there_before_the_call_is_told_from_what_it_made() -> None:
     assert (relu.moved_bytes, relu.existing_bytes) == (2 * out_bytes, 0)
 
 
+def test_a_tensor_that_is_a_template_or_is_overwritten_is_not_read() -> None:
+    def forward(x_TD: torch.Tensor) -> torch.Tensor:
+        zeros_TD = x_TD.new_zeros(x_TD.shape)
+        like_TD = torch.zeros_like(x_TD)
+        torch.empty_like(x_TD).copy_(x_TD).fill_(1.0)
+        return zeros_TD + like_TD
+
+    entries = count(make_step(forward, [], train=False)).ledger.entries
+    found = {entry.name: (entry.moved_bytes, entry.allocated_bytes) for entry in entries if "record" not in entry.name}
+    x_bytes = 4 * NUM_TOKENS * SPEC.d_model
+    assert found == {
+        "aten::new_zeros": (x_bytes, x_bytes),
+        "aten::zeros_like": (x_bytes, x_bytes),
+        "aten::empty_like": (0, 0),  # whoever writes to it first touches its pages
+        "aten::copy_": (2 * x_bytes, 0),
+        "aten::fill_": (x_bytes, 0),
+        "aten::add": (3 * x_bytes, x_bytes),
+    }
+
+
 def test_experts_without_tokens_are_not_read() -> None:
     weights_EDF = torch.randn(4, SPEC.d_model, 16)
     ends = torch.tensor([NUM_TOKENS, NUM_TOKENS, NUM_TOKENS, NUM_TOKENS], dtype=torch.int32)

@@ -1,11 +1,18 @@
 """Time and work go to the stage that they belong to, backward as well as forward, and add up to the whole."""
 
+import dataclasses
+import itertools
 import time
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from profiled_layers import NUM_TOKENS, SPEC, layer_step, make_step
 
+from bench.measure.cpu import CpuDevice
+from bench.measure.pages import PageCost, TimedCall
+from bench.profiling.calls import watch
 from bench.profiling.measure import count, profile_step
 from bench.store.profiles import Profile
 from impls import build, stages
@@ -150,3 +157,74 @@ def test_gradients_that_are_added_in_both_ways_share_what_the_ledger_counted() -
         "aten::add": (1, shapes, 3 * tensor_bytes, tensor_bytes),
         "aten::add_": (1, shapes, 3 * tensor_bytes, 0),
     }
+
+
+def test_giving_gradients_back_is_part_of_a_step_as_it_is_where_steps_are_timed() -> None:
+    weight_DD = torch.randn(SPEC.d_model, SPEC.d_model, requires_grad=True)
+    quick = make_step(lambda x: x @ weight_DD, [weight_DD], train=True)
+
+    def drop() -> None:
+        quick.drop()
+        time.sleep(0.1)
+
+    slow = dataclasses.replace(quick, drop=drop)
+    profile = profile_step(slow, {}, 0.01).profile
+    (gradients,) = (one for one in profile.stages if one.stage == "gradients")
+    assert gradients.phase == "backward"
+    assert gradients.idle_s >= 0.1
+    assert profile.whole_s >= 0.1
+    assert sum(one.host_s for one in profile.stages) == pytest.approx(profile.whole_s)
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_caches_are_emptied_before_every_call_that_counts(cold: bool) -> None:
+    log: list[str] = []
+
+    class Logging(CpuDevice):
+        def flush_cache(self) -> None:
+            log.append("flush")
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        log.append("call")
+        return x * 2
+
+    step = dataclasses.replace(make_step(forward, [], train=False), cold=cold, device=Logging(1))
+    watch(step, 0.01, nullcontext)
+    assert set(zip(log[::2], log[1::2], strict=True)) == ({("flush", "call")} if cold else {("call", "call")})
+
+
+def test_pages_are_those_of_the_calls_whose_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second call meets memory that it has to touch first, and is slower for it."""
+    plain = itertools.cycle([TimedCall(0.03, 0), TimedCall(0.042, 12_000)])
+    monkeypatch.setattr("bench.profiling.calls.timed", lambda _: next(plain))
+    monkeypatch.setattr("bench.profiling.calls.page_cost", lambda: PageCost(1e-6, 1e-7))
+    watched = watch(make_step(lambda x: x * 2, [], train=False), 0.6, nullcontext)
+    assert watched.pages is not None
+    assert watched.plain_s == pytest.approx(0.03)
+    assert watched.pages.num_pages == 0
+
+
+class AddsInPlace(torch.autograd.Function):
+    """A layer of somebody's whose backward has an `add_` of its own."""
+
+    @staticmethod
+    def forward(_: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0].clone().add_(1.0)
+
+
+def test_an_add_in_place_of_ones_own_hides_nobody_elses() -> None:
+    weight_DD = torch.randn(SPEC.d_model, SPEC.d_model, requires_grad=True)
+
+    def forward(x_TD: torch.Tensor) -> torch.Tensor:
+        with stage("dispatch"):
+            x_TD = AddsInPlace.apply(x_TD)  # type: ignore[no-untyped-call]
+        with stage("experts"):
+            return (x_TD @ weight_DD) @ weight_DD
+
+    rows = profile_step(make_step(forward, [weight_DD], train=True), {}, 0.01).profile.operators
+    added = {row.stage: row.moved_bytes for row in rows if row.name == "aten::add_"}
+    assert added == {"experts": 3 * 4 * SPEC.d_model**2, "dispatch": 2 * 4 * NUM_TOKENS * SPEC.d_model}

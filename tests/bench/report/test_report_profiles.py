@@ -18,7 +18,7 @@ from bench.report.figures.stage_roof import above_roof
 from bench.report.figures.timeline import timeline_picture
 from bench.report.page import MAX_PAGE_BYTES
 from bench.report.profiles.answers import answers
-from bench.report.profiles.cases import MAX_WORKLOADS, drawn_workloads, profiled_cases
+from bench.report.profiles.cases import MAX_WORKLOADS, drawn_workloads, limit_sentence, profiled_cases
 from bench.report.profiles.export import COLUMNS, MAX_TRACE_BYTES, find_traces
 from bench.report.profiles.operators import IDLE, KINDS, PRODUCTS, differences, grouped, kind_of, seconds_by_kind
 from bench.report.profiles.tables import peak_sentence
@@ -262,3 +262,19 @@ def test_small_peaks_are_seen_beside_a_large_one(small: Analysis, growth: int, w
     picture = timeline_picture(view, [grown, *rest], 1)
     assert picture is not None
     assert words in picture.caption
+
+
+def test_a_devices_time_is_not_scaled_by_what_the_profiler_took_of_the_host(small: Analysis) -> None:
+    case = profiled_cases(make_view(small))[0]
+    stage = case.profile.stages[0]
+    assert case.scale == pytest.approx(1 / 1.1)
+    assert case.seconds(stage) == pytest.approx(stage.host_s / 1.1)
+    assert case.seconds(stage.model_copy(update={"device_s": 1e-3})) == 1e-3
+
+
+def test_a_case_without_a_limit_says_why(small: Analysis) -> None:
+    first, *_ = profiled_cases(make_view(small))
+    limits = {case_id: limit for case_id, limit in small.limits.items() if case_id != first.case_id}
+    without = dataclasses.replace(small, limits=limits, not_limited={first.case_id: "it is a riddle"})
+    case = profiled_cases(make_view(without))[0]
+    assert limit_sentence(case) == "What limits it cannot be said: it is a riddle."
