@@ -91,8 +91,8 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
         for limit in Limit:
             whole.seconds[limit] += division.seconds[limit]
             whole.below[limit] += division.below[limit]
-    whole.seconds[Limit.HOST] = max(0.0, whole.seconds[Limit.HOST] - watching.outside_s)
     _move_touches(profile, whole)
+    whole.seconds[Limit.HOST] = max(0.0, whole.seconds[Limit.HOST] - watching.outside_s)
     return CaseLimit(whole, list(stages.values()), _sentence(whole, profile, peak))
 
 

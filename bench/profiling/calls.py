@@ -28,7 +28,8 @@ class Watched:
     Attributes:
         profiles: of the watched calls.
         plain_s: mean time of the quicker half of the others.
-        pages: what that half touched for the first time, and its cost; None where that is not told.
+        pages: what the usual one of them touched for the first time, and its cost; None where that is not told. Whether
+            a call meets new memory depends on what was given back before it, not on whether somebody disturbs it.
     """
 
     profiles: Sequence[profile]
@@ -63,7 +64,7 @@ def watch(
         plain += [plainly() for _ in range(num_calls // BLOCKS)]
     on_cpu = step.device.torch_device.type == "cpu"
     quicker = sorted(plain, key=lambda call: call.seconds)[: (len(plain) + 1) // 2]
-    faults = [call.faults for call in quicker if call.faults is not None]
+    faults = [call.faults for call in plain if call.faults is not None]
     cost = page_cost() if on_cpu and faults else None
     pages = None
     if cost is not None:

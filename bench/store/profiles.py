@@ -100,7 +100,7 @@ class FirstTouches(_Part):
     """Pages that a call touches for the first time, because their memory was given back to the system before.
 
     Attributes:
-        num_pages: in a call that nobody watches, the median.
+        num_pages: in a call that nobody watches, the median over all.
         touch_s: what one costs, beyond writing to it again, measured beside the calls.
         return_s: what giving one back costs.
         page_bytes: size of a page.
