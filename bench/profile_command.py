@@ -48,7 +48,7 @@ def profile_command(
             data().print()
             print_table(data(), operator_table(profile, num_operators), title="")
         data().print(memory_words(profile), markup=False, highlight=False)
-        for name in ("device_s", "stages", "work"):
+        for name in ("device_s", "stages", "work", "pages"):
             if name in profile.gaps:
                 data().print(f"{name}: {profile.gaps[name]}", markup=False, highlight=False)
         if case_id in analysis.limits:

@@ -12,8 +12,7 @@ A profile's time is divided among six causes:
 * **first touch**: writing to pages for the first time because their memory was given back to the system, and giving it
   back: their number in a plain call times what one costs, measured beside it;
 * **host**: time in which no operator ran (Python, autograd, waiting for the next call); what it costs to call an
-  operator at all, which is read off those that only look at a tensor in another way; and operators whose work needs
-  less than that;
+  operator at all, which is read off those that move nothing; and operators whose work needs less than that;
 * **below the roof**: what is left. A kernel ran, and the machine could have done its work faster: products too small,
   shapes that fit the processor badly.
 
@@ -91,8 +90,8 @@ def find_limit(profile: Profile, workload: Workload, ceilings: Ceilings) -> Case
         for limit in Limit:
             whole.seconds[limit] += division.seconds[limit]
             whole.below[limit] += division.below[limit]
-    _move_touches(profile, whole)
     whole.seconds[Limit.HOST] = max(0.0, whole.seconds[Limit.HOST] - watching.outside_s)
+    _move_touches(profile, whole)
     return CaseLimit(whole, list(stages.values()), _sentence(whole, profile, peak))
 
 

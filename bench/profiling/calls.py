@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch.autograd.profiler import profile
 
-from bench.measure.pages import TimedCall, page_cost, timed
+from bench.measure.pages import TimedCall, page_cost, timed, why_no_cost
 from bench.profiling.spans import Kernel, Span, kernels_of
 from bench.profiling.step import Step
 from bench.store.profiles import FirstTouches
@@ -30,11 +30,13 @@ class Watched:
         plain_s: mean time of the quicker half of the others.
         pages: what the usual one of them touched for the first time, and its cost; None where that is not told. Whether
             a call meets new memory depends on what was given back before it, not on whether somebody disturbs it.
+        no_pages: why that is not told, on a CPU.
     """
 
     profiles: Sequence[profile]
     plain_s: float
     pages: FirstTouches | None = None
+    no_pages: str = ""
 
 
 def watch(
@@ -74,7 +76,8 @@ def watch(
             return_s=cost.return_s,
             page_bytes=mmap.PAGESIZE,
         )
-    return Watched(profiles, statistics.mean(call.seconds for call in quicker), pages)
+    no_pages = why_no_cost() if on_cpu and pages is None else ""
+    return Watched(profiles, statistics.mean(call.seconds for call in quicker), pages, no_pages)
 
 
 def kernels_in(profiles: Iterable[profile], usual: list[Span]) -> list[Kernel]:

@@ -60,7 +60,8 @@ def profile_compiled(step: Step, time_budget_s: float) -> Profiled:
     on_device = step.profiled_device is not None and any(map(saw_device, watched.profiles))
     calls = quicker_half([call for profiled in watched.profiles for call in _calls(profiled, origins)])
     sums = add_up(calls, on_device=on_device)
-    record = describe(sums, None, watched, None, {}, on_device=on_device).model_copy(update={"gaps": GAPS})
+    record = describe(sums, None, watched, None, {}, on_device=on_device)
+    record = record.model_copy(update={"gaps": record.gaps | GAPS})
     usual = calls[len(calls) // 2]
     return Profiled(record, usual, kernels_in(watched.profiles, usual), None)
 

@@ -73,7 +73,7 @@ def _grouped(inputs: Sequence[Tensor], result: Tensor) -> int:
 
 
 def moved_bytes(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[int, list[int]]:
-    """Bytes that an operator writes, and those that it reads of each input; all 0 where it only looks at tensors."""
+    """Bytes that an operator writes, and those that it reads of each input; all 0 where it only looks or makes room."""
     storages = {tensor.untyped_storage().data_ptr() for tensor in inputs if tensor.numel()}
     written = [tensor for tensor in outputs if tensor.numel()]
     nothing = 0, [0] * len(inputs)

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from torch.autograd.profiler import profile
 from torch.autograd.profiler_util import FunctionEvent
 
 from bench.measure.cpu import CpuDevice
-from bench.measure.pages import page_cost, why_no_cost
+from bench.measure.pages import page_cost
 from bench.profiling.calls import Watched, kernels_in, watch
 from bench.profiling.ledger import OPERATOR, Entry, Ledger
 from bench.profiling.replay import Product, Repeated, Replay
-from bench.profiling.spans import FUSED, OTHER, WAITING, Kernel, Place, Span, calls_of, saw_device
+from bench.profiling.spans import FUSED, GRADIENTS, OTHER, WAITING, Kernel, Place, Span, calls_of, saw_device
 from bench.profiling.stages import MICROSECOND, Breakdown, Shapes, Sums, break_down, pieces, quicker_half
-from bench.profiling.step import Step
+from bench.profiling.step import DROP, Step
 from bench.profiling.timeline import make_timeline
 from bench.store.profiles import OperatorTime, Profile, StageTime, Timeline
 from impls.stages import STAGES, recording
@@ -87,10 +87,11 @@ def profile_step(step: Step, existing_bytes: Mapping[str, int], time_budget_s: f
     give_shapes(calls, counted)
     sums = break_down(calls, counted.names(), on_device=on_device)
     stages_s = {place: one.host_s / sums.num_calls for place, one in sums.stages.items()}
+    dropped_s = sum(s.event.cpu_time_total for call in calls for s in call if s.event.name == DROP) * MICROSECOND
+    if dropped_s:  # it comes after all operators, and moves no moment of theirs
+        stages_s[Place("backward", GRADIENTS)] -= dropped_s / sums.num_calls
     timeline = make_timeline(counted.ledger, counted.places, counted.durations_s, stages_s, existing_bytes)
     record = describe(sums, counted, watched, timeline, _near(step), on_device=on_device)
-    if isinstance(step.device, CpuDevice) and watched.pages is None:
-        record = record.model_copy(update={"gaps": {"pages": why_no_cost()}})
     usual = calls[len(calls) // 2]
     return Profiled(record, usual, kernels_in(watched.profiles, usual), counted)
 
@@ -101,11 +102,13 @@ def give_shapes(calls: Iterable[Sequence[Span]], counted: Counted) -> None:
     known: defaultdict[tuple[Place, str], list[Shapes]] = defaultdict(list)
     for entry, place in zip(counted.ledger.entries, counted.places, strict=True):
         known[place, entry.name].append(entry.shapes)
+    of_stages = {(replace(place, expert=None), name) for place, name in known}
     for call in calls:
         events: defaultdict[tuple[Place, str], list[FunctionEvent]] = defaultdict(list)
         for span in call:
             for event in () if span.is_range else pieces(span.event, names[span.place.phase]):
-                events[_under_the_ledger(span.place, event.name, known)].append(event)
+                _, name = _under_the_ledger(replace(span.place, expert=None), event.name, of_stages)
+                events[span.place, name].append(event)
         for key, same in events.items():
             if len(same) == len(known[key]):  # else nobody knows which is which
                 for event, shapes in zip(same, known[key], strict=True):
@@ -177,6 +180,7 @@ def describe(
         operators=sorted([*rows[:MAX_OPERATORS], *_folded(folded)], key=attrgetter("seconds"), reverse=True),
         left_out=(len(folded), sum(row.seconds for row in folded)),
         timeline=timeline,
+        gaps={"pages": watched.no_pages} if watched.no_pages else {},
     )
 
 

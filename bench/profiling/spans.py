@@ -2,8 +2,8 @@
 
 Forward, a stage is the range that an operator runs in (:mod:`impls.stages`). Backward, nothing runs in a range, but
 every node of the graph bears the sequence number of the operator that made it: its work belongs to that operator's
-stage. What accumulates gradients into their parameters is a stage of its own, ``gradients``; so is, on a device that
-works on its own, the host's wait for it at the end of a call, ``waiting``.
+stage. What accumulates gradients into their parameters, and gives them back at the end, is a stage of its own,
+``gradients``; so is, on a device that works on its own, the host's wait for it at the end of a call, ``waiting``.
 
 On such a device the profiler also gives every range a second time, as the device saw it, under the same name; and the
 calls of the device's library (``cudaLaunchKernel``) as children of operators. Neither is an operator.

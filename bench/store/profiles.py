@@ -43,9 +43,10 @@ class StageTime(_Timed):
 
     Attributes:
         phase: ``forward`` or ``backward``.
-        stage: ``route``, ``dispatch``, ``experts``, ``combine``, ``shared``, ``gradients`` (adding them to ``.grad``),
-            ``waiting`` (the host for its device, at the end), ``fused`` (kernels of compiled code that do the work of
-            several) or ``other``: what no stage claims. Over both phases they add up to ``whole_s``.
+        stage: ``route``, ``dispatch``, ``experts``, ``combine``, ``shared``, ``gradients`` (adding them to ``.grad``,
+            and giving them back at the end), ``waiting`` (the host for its device, at the end), ``fused`` (kernels of
+            compiled code that do the work of several) or ``other``: what no stage claims. Over both phases they add up
+            to ``whole_s``.
         expert: set in the parts of an implementation that works expert by expert.
         host_s: time on the host from the stage's beginnings to its ends.
         idle_s: the part of it in which no operator ran: Python, autograd, waiting for the next call.

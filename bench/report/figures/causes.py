@@ -122,16 +122,16 @@ def stages_picture(view: View, cases: Sequence[Profiled], slug_prefix: str = "")
         slug=f"{slug_prefix}profile-stages",
         title="Where the time goes, stage by stage",
         caption="A bar is one call: route chooses experts, dispatch brings tokens to them, experts are the "
-        "feed-forwards, combine adds their outputs up, gradients adds to the weights' gradients, and other is what no "
-        "stage claims. Paler stretches are the backward pass. The stages were timed under the profiler, which slows "
-        "them, and are scaled so that they add up to a call that nobody watches; by how much is in the table. On a GPU "
-        "they are the time of kernels, which is not scaled: what a bar lacks, the device had nothing to do. The "
-        "upright mark is the latency as this run timed it: far from the bar's end, the machine was in another state."
-        f"{fused}{_cut(cases, shown)}",
+        "feed-forwards, combine adds their outputs up, gradients adds to the weights' gradients and gives them back, "
+        "and other is what no stage claims. Paler stretches are the backward pass. The stages were timed under the "
+        "profiler, which slows them, and are scaled so that they add up to a call that nobody watches; by how much is "
+        "in the table. On a GPU they are the time of kernels, which is not scaled: what a bar lacks, the device had "
+        "nothing to do. The upright mark is the latency as this run timed it: far from the bar's end, the machine was "
+        f"in another state.{fused}{_cut(cases, shown)}",
         advice="Work on the longest stretch. Long dispatch and combine mean that moving tokens costs more than "
         "computing: another implementation, or larger experts. Long experts are arithmetic or weights that are read, "
-        "which the picture before this one tells apart. Long gradients mean that weights' gradients are allocated or "
-        "added up.",
+        "which the picture before this one tells apart. Long gradients mean that weights' gradients are allocated, "
+        "given back or added up.",
     )
 
 
