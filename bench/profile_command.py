@@ -53,8 +53,7 @@ def profile_command(
                 data().print(f"{name}: {profile.gaps[name]}", markup=False, highlight=False)
         if case_id in analysis.limits:
             data().print(analysis.limits[case_id].sentence, markup=False, highlight=False)
-        elif case_id in analysis.not_limited and "work" not in profile.gaps:
-            reason = analysis.not_limited[case_id]
+        elif (reason := analysis.not_limited.get(case_id)) and reason not in profile.gaps.values():
             data().print(f"What limits it cannot be said: {reason}.", markup=False, highlight=False)
         for kind, name in profile.traces.items():
             data().print(f"{kind}: {outcome.folder / TRACES / name}", markup=False, highlight=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 
 from torch.autograd.profiler import profile
@@ -102,13 +102,13 @@ def give_shapes(calls: Iterable[Sequence[Span]], counted: Counted) -> None:
     known: defaultdict[tuple[Place, str], list[Shapes]] = defaultdict(list)
     for entry, place in zip(counted.ledger.entries, counted.places, strict=True):
         known[place, entry.name].append(entry.shapes)
-    of_stages = {(replace(place, expert=None), name) for place, name in known}
+    of_stages = {(Place(place.phase, place.stage), name) for place, name in known}
     for call in calls:
         events: defaultdict[tuple[Place, str], list[FunctionEvent]] = defaultdict(list)
         for span in call:
             for event in () if span.is_range else pieces(span.event, names[span.place.phase]):
-                _, name = _under_the_ledger(replace(span.place, expert=None), event.name, of_stages)
-                events[span.place, name].append(event)
+                stage = Place(span.place.phase, span.place.stage)
+                events[span.place, _under_the_ledger(stage, event.name, of_stages)].append(event)
         for key, same in events.items():
             if len(same) == len(known[key]):  # else nobody knows which is which
                 for event, shapes in zip(same, known[key], strict=True):
@@ -116,9 +116,9 @@ def give_shapes(calls: Iterable[Sequence[Span]], counted: Counted) -> None:
                     event.input_shapes = list(map(list, shapes))  # type: ignore[assignment]
 
 
-def _under_the_ledger(place: Place, name: str, known: Container[tuple[Place, str]]) -> tuple[Place, str]:
+def _under_the_ledger(stage: Place, name: str, known: Container[tuple[Place, str]]) -> str:
     """What an operator was called there: autograd adds gradients in place, but to a new tensor while one watches."""
-    return place, name if (place, name) in known else name.removesuffix("_")
+    return name if (stage, name) in known else name.removesuffix("_")
 
 
 def _near(step: Step) -> Mapping[Product, Repeated]:
@@ -228,7 +228,7 @@ def _operators(
         shapes = tuple(shape for shape in entry.shapes if shape)
         costs[Place(place.phase, place.stage), entry.name, shapes].append(entry)
     known = {(place, name) for place, name, _ in costs}
-    keys = {(place, name, s): (*_under_the_ledger(place, name, known), s) for place, name, s in sums.operators}
+    keys = {(place, name, s): (place, _under_the_ledger(place, name, known), s) for place, name, s in sums.operators}
     all_calls = Counter[tuple[Place, str, Shapes]]()
     for key, found in sums.operators.items():
         all_calls[keys[key]] += found.calls
